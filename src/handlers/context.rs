@@ -1,0 +1,131 @@
+//! What a run knows of itself, and the little it can say while it goes on.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::job::{
+    JobType,
+    model::JobId,
+    settle::{MESSAGE_MAX, clean},
+};
+
+/// Largest checkpoint that is kept, in bytes; a larger one is ignored with a warning in the log.
+pub const CHECKPOINT_MAX: usize = 256 * 1024;
+
+/// How far a run has come.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Progress {
+    /// From 0 to 100.
+    pub percent: f64,
+    #[serde(default)]
+    pub message: Option<String>,
+}
+
+/// Handed to a handler for one run.
+#[derive(Clone)]
+pub struct RunContext {
+    pub job_id: JobId,
+    pub job_type: JobType,
+    /// From 1; counts against `max_attempts`.
+    pub attempt: u16,
+    pub max_attempts: u16,
+    /// The fencing token of this run.
+    pub run: i64,
+    /// When the run is cut off.
+    pub deadline: Instant,
+    pub(crate) cancel: CancellationToken,
+    pub(crate) notes: Arc<Notes>,
+}
+
+/// What a run has said and the worker has not yet written down. The worker collects it a few times a second, so a
+/// handler may speak as often as it likes.
+#[derive(Debug, Default)]
+pub struct Notes {
+    fresh: Mutex<Fresh>,
+    checkpoint: Mutex<Option<Arc<RawValue>>>,
+}
+
+/// What is new since the last look.
+#[derive(Debug, Default)]
+pub struct Fresh {
+    pub progress: Option<Progress>,
+    pub checkpoint: Option<Arc<RawValue>>,
+}
+
+impl Notes {
+    pub fn with_checkpoint(checkpoint: Option<Box<RawValue>>) -> Self {
+        Self { checkpoint: Mutex::new(checkpoint.map(Arc::from)), ..Self::default() }
+    }
+
+    pub fn take(&self) -> Fresh {
+        std::mem::take(&mut *self.fresh.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl RunContext {
+    /// A context that belongs to no stored job, for tests of handlers.
+    pub fn detached(job_type: JobType, timeout: Duration) -> Self {
+        Self {
+            job_id: uuid::Uuid::now_v7(),
+            job_type,
+            attempt: 1,
+            max_attempts: 1,
+            run: 1,
+            deadline: Instant::now() + timeout,
+            cancel: CancellationToken::new(),
+            notes: Arc::default(),
+        }
+    }
+
+    /// Ends when somebody cancels the job or the worker is told to stop.
+    pub async fn cancelled(&self) {
+        self.cancel.cancelled().await;
+    }
+
+    pub fn is_cancelled(&self) -> bool {
+        self.cancel.is_cancelled()
+    }
+
+    /// Time that is left before the run is cut off.
+    pub fn time_left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// Tells how far the run has come; `percent` is held between 0 and 100.
+    pub fn progress(&self, percent: f64, message: impl Into<String>) {
+        let percent = if percent.is_finite() { percent.clamp(0.0, 100.0) } else { 0.0 };
+        let message = clean(message.into());
+        debug_assert!(message.len() <= MESSAGE_MAX + 32);
+        let mut fresh = self.notes.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+        fresh.progress = Some(Progress { percent, message: Some(message).filter(|m| !m.is_empty()) });
+    }
+
+    /// Keeps `value` for the next attempt, should this one be cut off. At most [`CHECKPOINT_MAX`] bytes of JSON.
+    pub fn checkpoint<T: Serialize>(&self, value: &T) {
+        match serde_json::value::to_raw_value(value) {
+            // NUL can't be stored; a checkpoint that holds one is dropped rather than the run failed.
+            Ok(raw) if raw.get().len() <= CHECKPOINT_MAX && !raw.get().contains("\\u0000") => {
+                let raw: Arc<RawValue> = Arc::from(raw);
+                *self.notes.checkpoint.lock().unwrap_or_else(PoisonError::into_inner) = Some(raw.clone());
+                self.notes.fresh.lock().unwrap_or_else(PoisonError::into_inner).checkpoint = Some(raw);
+            }
+            Ok(_) => tracing::warn!(job.id = %self.job_id, "ignored a checkpoint that is too large or holds NUL"),
+            Err(e) => tracing::warn!(job.id = %self.job_id, "ignored a checkpoint that is no JSON: {e}"),
+        }
+    }
+
+    /// The last checkpoint of this job, from this attempt or an earlier one; `None` when there is none of this form.
+    pub fn last_checkpoint<T: DeserializeOwned>(&self) -> Option<T> {
+        let kept = self.notes.checkpoint.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        serde_json::from_str(kept.get()).ok()
+    }
+}

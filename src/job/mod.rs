@@ -1,0 +1,14 @@
+//! The rules of a job's life: values in, values out.
+//!
+//! Nothing here is async, reads a clock or touches the outside; callers bring the time and the dice. The guards in
+//! `store`'s SQL mirror `state`, and a model test holds the two together.
+
+pub mod backoff;
+pub mod json;
+pub mod model;
+pub mod settle;
+pub mod state;
+
+pub use backoff::RetryPolicy;
+pub use model::{BadType, JobType, Lane, Priority, Status};
+pub use settle::{Failure, FailureKind, Outcome, Verdict, settle};

@@ -1,0 +1,9 @@
+//! queue-service: background jobs over NATS JetStream and Postgres, for programs in any language.
+//!
+//! The modules in reading order: the rules, then who owns which technology, then what the outside may ask, then the
+//! run path, the duties in the background, the doors, and the leaves. Imports point downwards in this list only for
+//! the leaves; ARCHITECTURE.md has the map.
+
+pub mod config;
+pub mod handlers;
+pub mod job;
