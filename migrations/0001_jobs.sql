@@ -66,16 +66,19 @@ CREATE INDEX finished_jobs_id ON finished_jobs (id);
 CREATE INDEX finished_jobs_type ON finished_jobs (type, id);
 CREATE INDEX finished_jobs_tags ON finished_jobs USING gin (tags) WHERE tags IS NOT NULL;
 
--- Makes the partitions of one day (UTC) for all three statuses. Safe to repeat, and when replicas race.
+-- Makes the partitions of one day (UTC) for all three statuses. Safe to repeat, and when replicas race. Made apart and
+-- then attached, because CREATE … PARTITION OF would lock every reader and writer of the parent out for a moment.
 CREATE FUNCTION make_finished_partitions(day date) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     parent text;
     child  text;
 BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended(current_schema() || '.make_finished_partitions', 0));
     FOREACH parent IN ARRAY ARRAY['finished_completed', 'finished_failed', 'finished_cancelled'] LOOP
         child := parent || '_' || to_char(day, 'YYYYMMDD');
         IF to_regclass(child) IS NULL THEN
-            EXECUTE format('CREATE TABLE %I PARTITION OF %I FOR VALUES FROM (%L) TO (%L)', child, parent,
+            EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING ALL)', child, parent);
+            EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', parent, child,
                 day::text || ' 00:00:00+00', (day + 1)::text || ' 00:00:00+00');
         END IF;
     END LOOP;
@@ -83,13 +86,24 @@ END $$;
 
 SELECT make_finished_partitions((now() AT TIME ZONE 'UTC')::date + d) FROM generate_series(0, 7) AS d;
 
--- Both kinds in one, for reads. The column order is that of the entity in src/store/entity.
+-- A job's errors with one more: {attempt, at, message, kind}. The newest hundred are kept.
+CREATE FUNCTION with_error(errors json, attempt smallint, message text, kind text) RETURNS json LANGUAGE sql AS $$
+    SELECT jsonb_path_query_array(
+        coalesce(errors::jsonb, '[]') || jsonb_build_object(
+            'attempt', attempt, 'message', message, 'kind', kind,
+            'at', to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')),
+        '$[last-99 to last]')::json
+$$;
+
+-- Both kinds in one, for reads; JSON as text, exactly as it was sent. The columns are those of the entity in
+-- src/store/entity/job.rs.
 CREATE VIEW all_jobs AS
-    SELECT id, type, status, priority, attempt, max_attempts, run, timeout_ms, tags, idempotency_key, payload,
-           NULL::json AS result, errors, progress, worker_id, cancel_reason, created_at, run_at, started_at,
-           NULL::timestamptz AS finished_at
+    SELECT id, type, status, priority, attempt, max_attempts, run, timeout_ms, tags, idempotency_key,
+           payload::text AS payload, NULL::text AS result, errors::text AS errors, progress::text AS progress,
+           worker_id, cancel_reason, created_at, run_at, started_at, NULL::timestamptz AS finished_at
     FROM jobs
     UNION ALL
-    SELECT id, type, status, priority, attempt, max_attempts, run, timeout_ms, tags, idempotency_key, payload,
-           result, errors, progress, worker_id, cancel_reason, created_at, run_at, started_at, finished_at
+    SELECT id, type, status, priority, attempt, max_attempts, run, timeout_ms, tags, idempotency_key,
+           payload::text, result::text, errors::text, progress::text,
+           worker_id, cancel_reason, created_at, run_at, started_at, finished_at
     FROM finished_jobs;

@@ -4,6 +4,9 @@
 //! run path, the duties in the background, the doors, and the leaves. Imports point downwards in this list only for
 //! the leaves; ARCHITECTURE.md has the map.
 
+pub mod broker;
 pub mod config;
 pub mod handlers;
+pub mod flow;
 pub mod job;
+pub mod store;

@@ -1,0 +1,226 @@
+//! The only JetStream: topology, publishing with acknowledgement, pulling, signals and events.
+//!
+//! A message is a hint that a row waits; Postgres owns the truth. So everything here may fail, be late or happen twice,
+//! and nothing here is ever waited for without a limit.
+
+pub mod control;
+pub mod events;
+pub mod publish;
+pub mod pull;
+pub mod subjects;
+pub mod topology;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_nats::{Client, ConnectOptions, connection::State};
+use bytes::Bytes;
+use secrecy::ExposeSecret;
+use serde::de::DeserializeOwned;
+
+use crate::config;
+pub use publish::Publisher;
+pub use subjects::Subjects;
+
+/// Oldest server line that has all that the streams use.
+const SERVER_MIN: (u64, u64) = (2, 12);
+/// Longest wait for an answer of the JetStream API.
+const API: Duration = Duration::from_secs(3);
+
+/// Connections to NATS and what is known of the streams. Cheap to clone.
+#[derive(Clone)]
+pub struct Broker {
+    /// Requests and their answers.
+    pub rpc: Client,
+    /// Everything else, so that a burst of results does not delay requests.
+    pub jetstream: Client,
+    pub subjects: Subjects,
+    pub(crate) settings: Settings,
+    incarnation: Arc<Incarnation>,
+}
+
+/// What the streams and consumers are made with.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub replicas: u8,
+    pub ack_wait: Duration,
+}
+
+/// Which life of the work stream we are in. Sequence numbers begin again when a stream is made anew, so an ack from
+/// before would remove another job's message.
+#[derive(Debug, Default)]
+struct Incarnation {
+    /// Grows when the stream was found to be another one than before.
+    number: AtomicU64,
+    /// The connection (by count) on which the stream was last looked at.
+    verified: AtomicU64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("nats.{key} can't be used: {message}")]
+    Setting { key: &'static str, message: String },
+    #[error("NATS can't be reached right now ({0})")]
+    Unreachable(String),
+    #[error("the NATS server is {found}; queue-service needs {}.{} or newer: upgrade nats-server", SERVER_MIN.0, SERVER_MIN.1)]
+    TooOld { found: String },
+    #[error("JetStream answered {code} to {subject}: {description}")]
+    Api { subject: String, code: u64, description: String },
+    #[error("JetStream's answer to {subject} is not understood")]
+    Answer {
+        subject: String,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("the built-in topology {name} is broken: a mistake in the program")]
+    Topology {
+        name: &'static str,
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+impl Broker {
+    /// Prepares both connections. They are made in the background and for ever again, so that a broker that is away
+    /// does not keep the service from starting.
+    ///
+    /// # Errors
+    /// Settings that can't be used: a file that can't be read, an URL that is none.
+    pub async fn connect(config: &config::Nats, ack_wait: Duration) -> Result<Self, Error> {
+        Ok(Self {
+            rpc: connect(config, "queue-service rpc").await?,
+            jetstream: connect(config, "queue-service jetstream").await?,
+            subjects: Subjects::new(&config.prefix),
+            settings: Settings { replicas: config.replicas, ack_wait },
+            incarnation: Arc::default(),
+        })
+    }
+
+    pub fn is_connected(&self) -> bool {
+        self.jetstream.connection_state() == State::Connected
+    }
+
+    /// Refuses servers that lack what the streams need.
+    ///
+    /// # Errors
+    /// [`Error::TooOld`]; [`Error::Unreachable`] while there is no connection.
+    pub fn check_server(&self) -> Result<(), Error> {
+        if !self.is_connected() {
+            return Err(Error::Unreachable("not connected".into()));
+        }
+        let found = self.jetstream.server_info().version;
+        let mut parts = found.split('.').map(|part| part.parse::<u64>().unwrap_or(0));
+        let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+        if version < SERVER_MIN { Err(Error::TooOld { found }) } else { Ok(()) }
+    }
+
+    /// Asks the JetStream API.
+    pub(crate) async fn api<T: DeserializeOwned>(&self, subject: String, request: &impl serde::Serialize) -> Result<T, Error> {
+        if !self.is_connected() {
+            return Err(Error::Unreachable("not connected".into()));
+        }
+        let body = serde_json::to_vec(request).map_err(|source| Error::Topology { name: "request", source })?;
+        let asked = tokio::time::timeout(API, self.jetstream.request(format!("$JS.API.{subject}"), Bytes::from(body)));
+        let answer = match asked.await {
+            Ok(Ok(message)) => message.payload,
+            Ok(Err(e)) => return Err(Error::Unreachable(format!("{subject}: {e}"))),
+            Err(_) => return Err(Error::Unreachable(format!("{subject}: no answer within {} s", API.as_secs()))),
+        };
+        #[derive(serde::Deserialize)]
+        struct Refusal {
+            error: Option<Refused>,
+        }
+        #[derive(serde::Deserialize)]
+        struct Refused {
+            #[serde(default)]
+            err_code: u64,
+            #[serde(default)]
+            description: String,
+        }
+        let unclear = |source| Error::Answer { subject: subject.clone(), source };
+        if let Some(refused) = serde_json::from_slice::<Refusal>(&answer).map_err(unclear)?.error {
+            return Err(Error::Api { subject, code: refused.err_code, description: refused.description });
+        }
+        serde_json::from_slice(&answer).map_err(unclear)
+    }
+
+    /// The present connection and life of the work stream, to be kept with each delivery.
+    pub(crate) fn stamp(&self) -> Stamp {
+        Stamp { connects: self.connects(), incarnation: self.incarnation.number.load(Ordering::SeqCst) }
+    }
+
+    /// Whether an ack for a delivery of then would still mean the same message now. When unsure: no; the message comes
+    /// again, which costs one refused claim.
+    pub(crate) fn still_valid(&self, stamp: Stamp) -> bool {
+        let connects = self.connects();
+        stamp.incarnation == self.incarnation.number.load(Ordering::SeqCst)
+            && (stamp.connects == connects || self.incarnation.verified.load(Ordering::SeqCst) == connects)
+    }
+
+    pub(crate) fn connects(&self) -> u64 {
+        self.jetstream.statistics().connects.load(Ordering::Relaxed)
+    }
+
+    /// Sends what is buffered and closes both connections.
+    pub async fn close(&self) {
+        let flush = async {
+            let _ = tokio::join!(self.rpc.flush(), self.jetstream.flush());
+            let _ = tokio::join!(self.rpc.drain(), self.jetstream.drain());
+        };
+        // A broker that is away can't be flushed to, and a stop must not wait for it.
+        let _ = tokio::time::timeout(Duration::from_secs(2), flush).await;
+    }
+}
+
+/// When a message was delivered, as far as acks are concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    connects: u64,
+    incarnation: u64,
+}
+
+async fn connect(config: &config::Nats, name: &str) -> Result<Client, Error> {
+    let setting = |key| move |e: std::io::Error| Error::Setting { key, message: e.to_string() };
+    let mut options = ConnectOptions::new()
+        .name(name)
+        .retry_on_initial_connect()
+        // A silent peer is found after two unanswered pings; the default is minutes.
+        .ping_interval(Duration::from_secs(5))
+        .connection_timeout(Duration::from_secs(2))
+        .request_timeout(Some(API))
+        .subscription_capacity(16_384)
+        .reconnect_delay_callback(|attempts| {
+            let base = Duration::from_millis(1 << attempts.min(11));
+            base.mul_f64(0.5 + rand::random::<f64>())
+        })
+        .event_callback(|event| async move {
+            match event {
+                async_nats::Event::Connected => tracing::info!("connected to NATS"),
+                event => tracing::warn!("NATS connection: {event}"),
+            }
+        });
+    if let Some(path) = &config.creds {
+        options = options.credentials_file(path).await.map_err(setting("creds"))?;
+    }
+    if let Some(token) = &config.token {
+        options = options.token(token.expose_secret().to_owned());
+    }
+    if let Some(ca) = &config.tls_ca {
+        options = options.add_root_certificates(ca.clone()).require_tls(true);
+    }
+    if let (Some(cert), Some(key)) = (&config.tls_cert, &config.tls_key) {
+        options = options.add_client_certificate(cert.clone(), key.clone());
+    }
+    let servers = config
+        .url
+        .split(',')
+        .map(|url| url.trim().parse())
+        .collect::<Result<Vec<async_nats::ServerAddr>, _>>()
+        .map_err(|e| Error::Setting { key: "url", message: e.to_string() })?;
+    options.connect(servers).await.map_err(|e| Error::Setting { key: "url", message: e.to_string() })
+}

@@ -1,0 +1,217 @@
+//! Pulling wake-ups with exact credit: never more messages on the way than there are free slots for them.
+//!
+//! Written out over the pull protocol, because the client's batches miss reconnects and lose messages together with
+//! heartbeats (tried with async-nats 0.51).
+
+use std::time::{Duration, Instant};
+
+use async_nats::{Message, Subscriber};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use serde::Deserialize;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{Broker, Stamp, Subjects};
+use crate::job::Lane;
+
+/// Lifetime of a pull request. Short, since a request may be lost in a reconnect without anyone telling.
+const EXPIRES: Duration = Duration::from_secs(5);
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// Silence after which the broker is held to have forgotten our request.
+const SILENCE: Duration = Duration::from_secs(8);
+
+/// The open pull requests of this process on one consumer.
+pub struct LanePull {
+    broker: Broker,
+    pub lane: Lane,
+    subject: String,
+    inbox: String,
+    messages: Subscriber,
+    /// Messages that were asked for and have not come.
+    credit: usize,
+    heard: Instant,
+    connects: u64,
+    /// Pull again no sooner than this, after the broker said that there is nobody to ask.
+    not_before: Instant,
+}
+
+/// One delivered wake-up.
+#[derive(Debug)]
+pub struct Delivery {
+    pub wake_up: Result<WakeUp, Garbage>,
+    ack: AckHandle,
+}
+
+/// What a wake-up says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WakeUp {
+    pub id: Uuid,
+    pub job_type: String,
+    pub lane: Lane,
+}
+
+/// A message that somebody wrote by hand.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Garbage;
+
+/// The right to answer one delivery.
+#[derive(Clone, Debug)]
+pub struct AckHandle {
+    subject: String,
+    stamp: Stamp,
+}
+
+impl LanePull {
+    /// # Errors
+    /// The client is closed.
+    pub async fn open(broker: &Broker, job_type: &str, lane: Lane) -> Result<Self, async_nats::SubscribeError> {
+        let inbox = broker.jetstream.new_inbox();
+        let stream = broker.subjects.jobs_stream();
+        Ok(Self {
+            lane,
+            subject: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{}", Subjects::consumer(job_type, lane)),
+            messages: broker.jetstream.subscribe(inbox.clone()).await?,
+            inbox,
+            credit: 0,
+            heard: Instant::now(),
+            connects: broker.connects(),
+            not_before: Instant::now(),
+            broker: broker.clone(),
+        })
+    }
+
+    /// Messages that are on their way.
+    pub fn credit(&self) -> usize {
+        self.credit
+    }
+
+    /// Asks for `n` more.
+    pub async fn request(&mut self, n: usize) {
+        if n == 0 || Instant::now() < self.not_before || !self.broker.is_connected() {
+            return;
+        }
+        let body = json!({
+            "batch": n,
+            "expires": EXPIRES.as_nanos() as u64,
+            "idle_heartbeat": HEARTBEAT.as_nanos() as u64,
+        });
+        let sent = self.broker.jetstream.publish_with_reply(
+            self.subject.clone(),
+            self.inbox.clone(),
+            Bytes::from(body.to_string()),
+        );
+        // A client whose queue is full has lost its connection; the tick asks again.
+        if tokio::time::timeout(Duration::from_millis(500), sent).await.is_ok_and(|sent| sent.is_ok()) {
+            self.credit += n;
+            self.heard = Instant::now();
+        }
+    }
+
+    /// The next message. Pending while there is none; safe to drop and call again. `None`: the client is closed.
+    pub async fn next(&mut self) -> Option<Delivery> {
+        loop {
+            let message = self.messages.next().await?;
+            self.heard = Instant::now();
+            if message.status.is_some() {
+                self.note_status(&message);
+            } else {
+                self.credit = self.credit.saturating_sub(1);
+                return Some(self.delivery(message));
+            }
+        }
+    }
+
+    /// Forgets requests that can't be answered any more. To be called every second or so.
+    pub fn tick(&mut self) {
+        let connects = self.broker.connects();
+        if connects != self.connects || (self.credit > 0 && self.heard.elapsed() > SILENCE) {
+            self.connects = connects;
+            self.credit = 0;
+            self.heard = Instant::now();
+        }
+    }
+
+    fn note_status(&mut self, message: &Message) {
+        let code = message.status.map_or(0, |status| status.as_u16());
+        let header = |name: &str| message.headers.as_ref()?.get(name)?.as_str().parse::<usize>().ok();
+        match code {
+            // Still there, nothing to deliver.
+            100 => {}
+            // No such consumer, or nobody who could know: it is made again by the sweep.
+            404 | 503 => {
+                self.credit = 0;
+                self.not_before = Instant::now() + Duration::from_millis(250);
+            }
+            _ => self.credit = header("Nats-Pending-Messages").map_or(0, |left| self.credit.saturating_sub(left)),
+        }
+    }
+
+    fn delivery(&self, message: Message) -> Delivery {
+        let wake_up = self.parse(&message).ok_or(Garbage);
+        let subject = message.reply.map(|reply| reply.to_string()).unwrap_or_default();
+        Delivery { wake_up, ack: AckHandle { subject, stamp: self.broker.stamp() } }
+    }
+
+    fn parse(&self, message: &Message) -> Option<WakeUp> {
+        #[derive(Deserialize)]
+        struct Body {
+            #[serde(rename = "jobId")]
+            job_id: Uuid,
+        }
+        let body: Body = serde_json::from_slice(&message.payload).ok()?;
+        let mut tokens = message.subject.as_str().rsplit('.');
+        let (_lane, job_type) = (tokens.next()?, tokens.next()?);
+        Some(WakeUp { id: body.job_id, job_type: job_type.to_owned(), lane: self.lane })
+    }
+}
+
+impl Delivery {
+    pub fn split(self) -> (Result<WakeUp, Garbage>, AckHandle) {
+        (self.wake_up, self.ack)
+    }
+}
+
+/// The body of a wake-up, readable with the NATS CLI.
+pub fn wake_up_body(id: Uuid, target: &str) -> Bytes {
+    let (job_type, lane) = target.rsplit_once('.').unwrap_or((target, "normal"));
+    Bytes::from(format!(r#"{{"jobId":"{id}","type":"{job_type}","lane":"{lane}"}}"#))
+}
+
+impl AckHandle {
+    /// The message has done its work.
+    pub async fn ack(&self, broker: &Broker) {
+        self.send(broker, Bytes::from_static(b"+ACK")).await;
+    }
+
+    /// Deliver it again after `delay`.
+    pub async fn nak(&self, broker: &Broker, delay: Duration) {
+        let body = if delay.is_zero() {
+            Bytes::from_static(b"-NAK")
+        } else {
+            Bytes::from(format!(r#"-NAK {{"delay":{}}}"#, delay.as_nanos().min(i64::MAX as u128)))
+        };
+        self.send(broker, body).await;
+    }
+
+    /// Still at work: the broker waits another `ack_wait`. Never after a nak, whose delay it would cancel.
+    pub async fn progress(&self, broker: &Broker) {
+        self.send(broker, Bytes::from_static(b"+WPI")).await;
+    }
+
+    /// The message makes no sense and shall not come again.
+    pub async fn term(&self, broker: &Broker, reason: &str) {
+        self.send(broker, Bytes::from(format!("+TERM {reason}"))).await;
+    }
+
+    /// An answer that gets lost is harmless: the message comes again and its claim is refused.
+    async fn send(&self, broker: &Broker, body: Bytes) {
+        if self.subject.is_empty() || !broker.still_valid(self.stamp) {
+            return;
+        }
+        let sent = broker.jetstream.publish(self.subject.clone(), body);
+        if tokio::time::timeout(Duration::from_secs(1), sent).await.is_err() {
+            tracing::debug!("an acknowledgement could not be sent in time");
+        }
+    }
+}

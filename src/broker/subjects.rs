@@ -1,0 +1,103 @@
+//! Every name that NATS sees, made from the prefix. One prefix is one namespace: its streams are its own.
+
+use std::sync::Arc;
+
+use crate::job::{Lane, model::JobId};
+
+/// The prefix whose streams have the plain names of the wire contract.
+const DEFAULT_PREFIX: &str = "queue";
+
+/// Maker of subjects, stream names and consumer names. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Subjects {
+    prefix: Arc<str>,
+}
+
+impl Subjects {
+    pub fn new(prefix: &str) -> Self {
+        Self { prefix: prefix.into() }
+    }
+
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Name of a stream; `name` is its plain name.
+    pub fn stream(&self, name: &str) -> String {
+        if &*self.prefix == DEFAULT_PREFIX { name.to_owned() } else { format!("{}-{name}", self.prefix) }
+    }
+
+    /// The stream of wake-ups.
+    pub fn jobs_stream(&self) -> String {
+        self.stream("background-jobs")
+    }
+
+    /// A subject of the built-in topology, which is written with the default prefix.
+    pub fn rebase(&self, subject: &str) -> String {
+        match subject.strip_prefix("queue.") {
+            Some(rest) => format!("{}.{rest}", self.prefix),
+            None => subject.to_owned(),
+        }
+    }
+
+    pub fn rpc(&self, verb: &str) -> String {
+        format!("{}.{verb}", self.prefix)
+    }
+
+    pub fn wake_up(&self, job_type: &str, lane: Lane) -> String {
+        format!("{}.jobs.{job_type}.{lane}", self.prefix)
+    }
+
+    /// From `<type>.<lane>`, as the outbox has it.
+    pub fn wake_up_target(&self, target: &str) -> String {
+        format!("{}.jobs.{target}", self.prefix)
+    }
+
+    pub fn dead_letter(&self, job_type: &str) -> String {
+        format!("{}.dlq.{job_type}", self.prefix)
+    }
+
+    pub fn event(&self, job_type: &str, state: &str, id: JobId) -> String {
+        format!("{}.events.{job_type}.{state}.{id}", self.prefix)
+    }
+
+    /// All events of one job.
+    pub fn events_of(&self, id: JobId) -> String {
+        format!("{}.events.*.*.{id}", self.prefix)
+    }
+
+    pub fn cancel(&self, job_type: &str, id: JobId) -> String {
+        format!("{}.control.cancel.{job_type}.{id}", self.prefix)
+    }
+
+    pub fn all_cancels(&self) -> String {
+        format!("{}.control.cancel.*.*", self.prefix)
+    }
+
+    /// Told when a type was paused or resumed.
+    pub fn types_changed(&self) -> String {
+        format!("{}.control.types", self.prefix)
+    }
+
+    /// Live progress of a running job.
+    pub fn progress(&self, job_type: &str, id: JobId) -> String {
+        format!("{}.progress.{job_type}.{id}", self.prefix)
+    }
+
+    pub fn consumer(job_type: &str, lane: Lane) -> String {
+        format!("{job_type}-{lane}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_prefix_has_the_names_of_the_contract_and_others_have_their_own() {
+        let (plain, other) = (Subjects::new("queue"), Subjects::new("t1"));
+        assert_eq!((plain.jobs_stream().as_str(), other.jobs_stream().as_str()), ("background-jobs", "t1-background-jobs"));
+        assert_eq!(other.rebase("queue.jobs.*.*"), "t1.jobs.*.*");
+        assert_eq!(plain.wake_up("send-email", Lane::Normal), "queue.jobs.send-email.normal");
+    }
+}

@@ -1,0 +1,194 @@
+//! Streams and consumers: made when missing, changed only on a real difference. The shapes are data in `nats/`.
+
+use std::sync::atomic::Ordering;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Broker, Error, Subjects};
+use crate::job::Lane;
+
+const STREAMS: [(&str, &str); 3] = [
+    ("background-jobs", include_str!("../../nats/streams/background-jobs.json")),
+    ("background-jobs-dlq", include_str!("../../nats/streams/background-jobs-dlq.json")),
+    ("background-jobs-events", include_str!("../../nats/streams/background-jobs-events.json")),
+];
+const CONSUMER: &str = include_str!("../../nats/consumer.json");
+
+/// JetStream's codes. Source: nats-server `server/errors.json`.
+const STREAM_NOT_FOUND: u64 = 10059;
+const CONSUMER_NOT_FOUND: u64 = 10014;
+
+/// Never edited on a live consumer: the broker keeps delayed naks as times shifted by it, so it would move them all.
+const CONSUMER_FIXED: [&str; 4] = ["ack_wait", "ack_policy", "deliver_policy", "replay_policy"];
+
+#[derive(Deserialize)]
+struct StreamInfo {
+    created: String,
+    config: Value,
+}
+
+#[derive(Deserialize)]
+struct ConsumerInfo {
+    config: Value,
+    #[serde(default)]
+    num_pending: u64,
+    #[serde(default)]
+    num_ack_pending: u64,
+}
+
+/// What a look at the work stream found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkStream {
+    /// When the server made it. Another value than before means that all messages are gone.
+    pub created: String,
+}
+
+/// How much waits in one lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backlog {
+    /// Never delivered yet.
+    pub undelivered: u64,
+    /// Delivered and not acknowledged: running, or waiting out a retry delay.
+    pub unacknowledged: u64,
+}
+
+impl Broker {
+    /// Makes or mends the three streams.
+    ///
+    /// # Errors
+    /// The broker is away or refuses; the next call goes on where this one stopped.
+    pub async fn ensure_streams(&self) -> Result<WorkStream, Error> {
+        self.check_server()?;
+        let connects = self.connects();
+        let mut created = String::new();
+        for (name, text) in STREAMS {
+            let wanted = self.stream_config(name, text)?;
+            let stream = self.subjects.stream(name);
+            let info = match self.api::<StreamInfo>(format!("STREAM.INFO.{stream}"), &json!({})).await {
+                Err(Error::Api { code: STREAM_NOT_FOUND, .. }) => {
+                    tracing::info!("making the stream {stream}");
+                    self.api(format!("STREAM.CREATE.{stream}"), &wanted).await?
+                }
+                Ok(info) if !differs(&wanted, &info.config) => info,
+                Ok(info) => {
+                    tracing::info!("updating the stream {stream}");
+                    self.api(format!("STREAM.UPDATE.{stream}"), &merged(info.config, &wanted)).await?
+                }
+                Err(e) => return Err(e),
+            };
+            if name == STREAMS[0].0 {
+                created = info.created;
+            }
+        }
+        self.incarnation.verified.store(connects, Ordering::SeqCst);
+        Ok(WorkStream { created })
+    }
+
+    /// Tells that the work stream is another one than before: acks for its predecessor's messages are dropped from now
+    /// on.
+    pub fn note_new_incarnation(&self) {
+        self.incarnation.number.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Makes or mends the three consumers of a type.
+    ///
+    /// # Errors
+    /// As for [`Broker::ensure_streams`].
+    pub async fn ensure_consumers(&self, job_type: &str) -> Result<(), Error> {
+        let stream = self.subjects.jobs_stream();
+        for lane in Lane::ALL {
+            let name = Subjects::consumer(job_type, lane);
+            let filter = self.subjects.wake_up(job_type, lane);
+            let wanted = self.consumer_config(&name, &filter)?;
+            let make = |config: Value, action: &str| json!({"stream_name": stream, "config": config, "action": action});
+            let subject = format!("CONSUMER.CREATE.{stream}.{name}.{filter}");
+            match self.api::<ConsumerInfo>(format!("CONSUMER.INFO.{stream}.{name}"), &json!({})).await {
+                // No "create" here: of two replicas that race, the second finds the same consumer, which is fine.
+                Err(Error::Api { code: CONSUMER_NOT_FOUND, .. }) => {
+                    self.api::<Value>(subject, &make(wanted, "")).await?;
+                }
+                Ok(info) => {
+                    let mut wanted = wanted;
+                    if let Value::Object(fields) = &mut wanted {
+                        fields.retain(|key, _| !CONSUMER_FIXED.contains(&key.as_str()));
+                    }
+                    if differs(&wanted, &info.config) {
+                        tracing::info!("updating the consumer {name}");
+                        self.api::<Value>(subject, &make(merged(info.config, &wanted), "update")).await?;
+                    }
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// How much waits in a lane; `None` when its consumer is missing.
+    ///
+    /// # Errors
+    /// As for [`Broker::ensure_streams`].
+    pub async fn backlog(&self, job_type: &str, lane: Lane) -> Result<Option<Backlog>, Error> {
+        let (stream, name) = (self.subjects.jobs_stream(), Subjects::consumer(job_type, lane));
+        match self.api::<ConsumerInfo>(format!("CONSUMER.INFO.{stream}.{name}"), &json!({})).await {
+            Ok(info) => {
+                Ok(Some(Backlog { undelivered: info.num_pending, unacknowledged: info.num_ack_pending }))
+            }
+            Err(Error::Api { code: CONSUMER_NOT_FOUND | STREAM_NOT_FOUND, .. }) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn stream_config(&self, name: &'static str, text: &str) -> Result<Value, Error> {
+        let mut config: Value = serde_json::from_str(text).map_err(|source| Error::Topology { name, source })?;
+        config["name"] = json!(self.subjects.stream(name));
+        config["num_replicas"] = json!(self.settings.replicas);
+        if let Value::Array(subjects) = &mut config["subjects"] {
+            subjects.iter_mut().for_each(|s| *s = json!(self.subjects.rebase(s.as_str().unwrap_or_default())));
+        }
+        if let Some(Value::Object(transform)) = config.get_mut("subject_transform") {
+            transform.values_mut().for_each(|s| *s = json!(self.subjects.rebase(s.as_str().unwrap_or_default())));
+        }
+        Ok(config)
+    }
+
+    fn consumer_config(&self, name: &str, filter: &str) -> Result<Value, Error> {
+        let broken = |source| Error::Topology { name: "consumer", source };
+        let mut config: Value = serde_json::from_str(CONSUMER).map_err(broken)?;
+        config["durable_name"] = json!(name);
+        config["name"] = json!(name);
+        config["filter_subject"] = json!(filter);
+        config["ack_wait"] = json!(self.settings.ack_wait.as_nanos() as u64);
+        Ok(config)
+    }
+}
+
+/// Whether a field that we set has another value there. What the server adds by itself does not count.
+fn differs(wanted: &Value, found: &Value) -> bool {
+    match (wanted, found) {
+        (Value::Object(wanted), Value::Object(found)) => {
+            wanted.iter().any(|(key, value)| differs(value, found.get(key).unwrap_or(&Value::Null)))
+        }
+        (wanted, found) => wanted != found,
+    }
+}
+
+fn merged(mut found: Value, wanted: &Value) -> Value {
+    if let (Value::Object(found), Value::Object(wanted)) = (&mut found, wanted) {
+        found.extend(wanted.clone());
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_we_set_is_compared() {
+        let wanted = json!({"a": 1, "t": {"src": "x"}});
+        assert!(!differs(&wanted, &json!({"a": 1, "t": {"src": "x", "more": 1}, "_nats.level": 3})));
+        assert!(differs(&wanted, &json!({"a": 2, "t": {"src": "x"}})));
+        assert!(differs(&wanted, &json!({"a": 1})));
+    }
+}

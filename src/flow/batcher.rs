@@ -1,0 +1,152 @@
+//! Many callers, one statement: whatever waits is carried out together.
+//!
+//! No delay is added: while one batch is under way the next one gathers, so a lone item goes at once and a flood goes in
+//! large batches. Used by intake, claim and finish.
+
+use std::{future::Future, sync::Arc};
+
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio_util::task::TaskTracker;
+
+/// How much goes into one batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// A batch is full when the weights of its items add up to this. A single heavier item goes alone.
+    pub weight: usize,
+    /// How many batches may be under way at once.
+    pub lanes: usize,
+    /// How many items may wait. Callers beyond it wait themselves; put a [`super::Budget`] before it to refuse instead.
+    pub waiting: usize,
+}
+
+struct Item<T, R> {
+    value: T,
+    reply: oneshot::Sender<R>,
+}
+
+/// Hands items to a function that carries out many at once, and each answer back to its caller.
+pub struct Batcher<T, R> {
+    queue: mpsc::Sender<Item<T, R>>,
+}
+
+impl<T, R> Clone for Batcher<T, R> {
+    fn clone(&self) -> Self {
+        Self { queue: self.queue.clone() }
+    }
+}
+
+/// The batcher has ended, because the process is stopping.
+#[derive(Debug, thiserror::Error)]
+#[error("the service is stopping")]
+pub struct Closed;
+
+impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
+    /// Starts the lanes on `tasks`; they end, with everything that waits carried out, when the last clone is dropped.
+    /// `run` must return one answer per item, in order.
+    pub fn start<F, Fut>(size: Size, weigh: fn(&T) -> usize, tasks: &TaskTracker, run: F) -> Self
+    where
+        F: Fn(Vec<T>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Vec<R>> + Send,
+    {
+        let (queue, waiting) = mpsc::channel(size.waiting);
+        let (waiting, run) = (Arc::new(Mutex::new(waiting)), Arc::new(run));
+        for _ in 0..size.lanes {
+            let (waiting, run) = (waiting.clone(), run.clone());
+            tasks.spawn(async move {
+                while let Some((values, replies)) = gather(&waiting, size.weight, weigh).await {
+                    let answers = run(values).await;
+                    debug_assert_eq!(answers.len(), replies.len());
+                    for (reply, answer) in replies.into_iter().zip(answers) {
+                        // A caller that has gone away no longer wants its answer.
+                        let _ = reply.send(answer);
+                    }
+                }
+            });
+        }
+        Self { queue }
+    }
+
+    /// Carries out one item together with others.
+    ///
+    /// # Errors
+    /// [`Closed`] when the lanes have ended.
+    pub async fn submit(&self, value: T) -> Result<R, Closed> {
+        let (reply, answer) = oneshot::channel();
+        self.queue.send(Item { value, reply }).await.map_err(|_| Closed)?;
+        answer.await.map_err(|_| Closed)
+    }
+}
+
+type Gathered<T, R> = (Vec<T>, Vec<oneshot::Sender<R>>);
+
+async fn gather<T, R>(
+    waiting: &Mutex<mpsc::Receiver<Item<T, R>>>,
+    full: usize,
+    weigh: fn(&T) -> usize,
+) -> Option<Gathered<T, R>> {
+    let mut waiting = waiting.lock().await;
+    let (mut values, mut replies, mut weight) = (Vec::new(), Vec::new(), 0);
+    loop {
+        let next = if values.is_empty() { Some(waiting.recv().await?) } else { waiting.try_recv().ok() };
+        let Some(item) = next else { return Some((values, replies)) };
+        // Nobody waits for it any more: its caller was told that it failed, so it must not happen behind his back.
+        if item.reply.is_closed() {
+            continue;
+        }
+        weight += weigh(&item.value);
+        values.push(item.value);
+        replies.push(item.reply);
+        if weight >= full {
+            return Some((values, replies));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    const SIZE: Size = Size { weight: 10, lanes: 1, waiting: 100 };
+
+    #[tokio::test]
+    async fn items_that_wait_go_together_and_each_gets_its_own_answer() {
+        let batches = Arc::new(AtomicUsize::new(0));
+        let gate = Arc::new(tokio::sync::Semaphore::new(0));
+        let (count, door) = (batches.clone(), gate.clone());
+        let batcher = Batcher::start(SIZE, |_| 1, &TaskTracker::new(), move |items: Vec<u32>| {
+            let (count, door) = (count.clone(), door.clone());
+            async move {
+                door.acquire().await.unwrap().forget();
+                count.fetch_add(1, Ordering::SeqCst);
+                items.into_iter().map(|n| n * 2).collect()
+            }
+        });
+        let calls: Vec<_> = (0..11u32)
+            .map(|n| {
+                let batcher = batcher.clone();
+                tokio::spawn(async move { batcher.submit(n).await.unwrap() })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        gate.add_permits(100);
+        for (n, call) in (0u32..).zip(calls) {
+            assert_eq!(call.await.unwrap(), n * 2);
+        }
+        assert!(batches.load(Ordering::SeqCst) <= 3, "one alone at most, then ten, then the rest");
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_carried_out_after_the_last_handle_is_gone() {
+        let tasks = TaskTracker::new();
+        let batcher = Batcher::start(SIZE, |_| 1, &tasks, |items: Vec<u32>| async move { items });
+        let call = tokio::spawn({
+            let batcher = batcher.clone();
+            async move { batcher.submit(1).await }
+        });
+        drop(batcher);
+        assert_eq!(call.await.unwrap().unwrap(), 1);
+        tasks.close();
+        tasks.wait().await;
+    }
+}

@@ -1,0 +1,7 @@
+//! Bounded hand-over between tasks: batches that gather while the last one is under way, and budgets that say no.
+
+pub mod batcher;
+pub mod budget;
+
+pub use batcher::{Batcher, Closed};
+pub use budget::Budget;

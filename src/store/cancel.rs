@@ -1,0 +1,55 @@
+//! Cancelling: a waiting job ends at once, a running one is marked and its worker told.
+
+use uuid::Uuid;
+
+use super::{Error, Store};
+
+/// What a cancellation met.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cancel {
+    /// The job was waiting and is cancelled now.
+    Ended,
+    /// The job is running; its worker must be told.
+    Asked,
+    /// The job is over, or there is none of that id (and type).
+    NotLive,
+}
+
+const END_WAITING: &str = r#"
+WITH ended AS (
+    DELETE FROM jobs WHERE id = $1 AND status = 'pending' AND ($3::text IS NULL OR type = $3) RETURNING *
+), moved AS (
+    INSERT INTO finished_jobs (id, type, status, priority, attempt, max_attempts, run, timeout_ms, tags, idempotency_key,
+                               payload, errors, progress, worker_id, cancel_reason, created_at, run_at, started_at, finished_at)
+    SELECT id, type, 'cancelled', priority, attempt, max_attempts, run, timeout_ms, tags, idempotency_key, payload, errors,
+           progress, worker_id, $2, created_at, run_at, started_at, now()
+    FROM ended
+), counted AS (
+    INSERT INTO job_count_deltas (type, status, day, n)
+    SELECT type, 'cancelled', (now() AT TIME ZONE 'UTC')::date, 1 FROM ended
+    UNION ALL SELECT type, 'pending', 'epoch', -1 FROM ended
+)
+SELECT id FROM ended"#;
+
+const ASK_RUNNING: &str = r#"
+UPDATE jobs SET cancel_requested_at = coalesce(cancel_requested_at, now()), cancel_reason = coalesce(cancel_reason, $2)
+WHERE id = $1 AND status = 'processing' AND ($3::text IS NULL OR type = $3) RETURNING id"#;
+
+impl Store {
+    /// Cancels one job; with `job_type` only when it is of that type.
+    ///
+    /// # Errors
+    /// As for every statement.
+    pub async fn cancel(&self, id: Uuid, reason: Option<&str>, job_type: Option<&str>) -> Result<Cancel, Error> {
+        // Between the two statements a job may be claimed or sent back; it can't go round for ever.
+        for _ in 0..3 {
+            for (sql, met) in [(END_WAITING, Cancel::Ended), (ASK_RUNNING, Cancel::Asked)] {
+                let query = sqlx::query_as(sql).bind(id).bind(reason).bind(job_type);
+                if !self.hot_all::<(Uuid,)>("cancel", query).await?.is_empty() {
+                    return Ok(met);
+                }
+            }
+        }
+        Ok(Cancel::NotLive)
+    }
+}

@@ -1,0 +1,164 @@
+//! Winning rows: a run starts only here.
+
+use std::{collections::HashMap, time::Duration};
+
+use chrono::{DateTime, Utc};
+use serde_json::value::RawValue;
+use sqlx::types::Json;
+use uuid::Uuid;
+
+use super::{Error, Store};
+use crate::job::{Lane, model::JobId};
+
+/// A job that this worker holds for one run.
+#[derive(Debug, sqlx::FromRow)]
+pub struct Claimed {
+    pub id: JobId,
+    pub r#type: String,
+    pub priority: i16,
+    pub run: i64,
+    pub attempt: i16,
+    pub max_attempts: i16,
+    pub timeout_ms: Option<i64>,
+    pub run_at: DateTime<Utc>,
+    pub payload: Json<Box<RawValue>>,
+    pub checkpoint: Option<Json<Box<RawValue>>>,
+    /// Everything a handler elsewhere is told besides the payload.
+    pub tags: Option<Vec<String>>,
+    pub created_at: DateTime<Utc>,
+}
+
+impl Claimed {
+    pub fn lane(&self) -> Lane {
+        Lane::of(self.priority)
+    }
+}
+
+/// Why a message did not lead to a run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Refused {
+    /// Finished, or never was: the message has nothing to say any more.
+    Over,
+    /// Pending, but its time comes only after this.
+    NotDue(Duration),
+    /// Its type is paused.
+    Paused,
+    /// Another run holds it and its lease is current.
+    Held,
+    /// The row says another type than the message: somebody wrote one of them by hand.
+    Mismatch,
+}
+
+#[derive(Debug)]
+pub enum Claim {
+    Won(Box<Claimed>),
+    Refused(Refused),
+}
+
+const CLAIM: &str = r#"
+WITH claimed AS (
+    UPDATE jobs AS j
+    SET status = 'processing', attempt = j.attempt + 1, run = j.run + 1, worker_id = $3, started_at = clock_timestamp()
+    FROM unnest($1::uuid[], $2::text[]) AS wanted (id, type)
+    WHERE j.id = wanted.id AND j.type = wanted.type
+      AND j.status = 'pending' AND j.run_at <= clock_timestamp() AND j.attempt < j.max_attempts
+      AND j.type <> ALL (ARRAY(SELECT type FROM job_types WHERE paused_at IS NOT NULL))
+    RETURNING j.id, j.type, j.priority, j.run, j.attempt, j.max_attempts, j.timeout_ms, j.run_at, j.payload, j.checkpoint,
+              j.tags, j.created_at
+), counted AS (
+    INSERT INTO job_count_deltas (type, status, day, n)
+    SELECT type, change.status, 'epoch', change.sign * count(*)
+    FROM claimed CROSS JOIN (VALUES ('pending', -1), ('processing', 1)) AS change (status, sign)
+    GROUP BY type, change.status, change.sign
+)
+SELECT * FROM claimed"#;
+
+const WHY_NOT: &str = r#"
+SELECT j.id, j.type, j.status,
+       (extract(epoch FROM j.run_at - clock_timestamp()) * 1000000)::int8 AS due_in_us,
+       coalesce(w.expires_at > clock_timestamp(), false) AS holder_alive
+FROM jobs j LEFT JOIN workers w ON w.id = j.worker_id
+WHERE j.id = ANY($1)"#;
+
+#[derive(sqlx::FromRow)]
+struct WhyNot {
+    id: Uuid,
+    r#type: String,
+    status: String,
+    due_in_us: i64,
+    holder_alive: bool,
+}
+
+impl Store {
+    /// Tries to win each of `wanted` (id and type as the message says) for `worker_id`. Jobs whose holder's lease has
+    /// expired are taken from it first, so that a redelivered message is enough to recover from a crash.
+    ///
+    /// The answers come in the order of `wanted`; of equal ids one wins at most.
+    ///
+    /// # Errors
+    /// As for every statement; jobs may have been claimed all the same when the answer was lost. Their lease is this
+    /// worker's, so [`Store::hand_back_unheard`] returns them.
+    pub async fn claim(&self, wanted: &[(JobId, String)], worker_id: &str) -> Result<Vec<Claim>, Error> {
+        let mut won = self.claim_once(wanted, worker_id).await?;
+        if won.len() == wanted.len() {
+            return Ok(answers(wanted, won, &HashMap::new()));
+        }
+        let mut why = self.why_not(wanted, &won).await?;
+        let stale: Vec<Uuid> =
+            why.values().filter(|row| row.status == "processing" && !row.holder_alive).map(|row| row.id).collect();
+        if !stale.is_empty() {
+            self.release_lost(&stale, super::sweep::WakeUp::NotNeeded).await?;
+            let again: Vec<_> = wanted.iter().filter(|(id, _)| stale.contains(id)).cloned().collect();
+            won.extend(self.claim_once(&again, worker_id).await?);
+            why = self.why_not(wanted, &won).await?;
+        }
+        Ok(answers(wanted, won, &why))
+    }
+
+    async fn claim_once(
+        &self,
+        wanted: &[(JobId, String)],
+        worker_id: &str,
+    ) -> Result<HashMap<JobId, Claimed>, Error> {
+        // Sorted, so that two batches that share rows lock them in the same order.
+        let mut sorted: Vec<_> = wanted.iter().collect();
+        sorted.sort();
+        sorted.dedup();
+        let query = sqlx::query_as(CLAIM)
+            .bind(sorted.iter().map(|w| w.0).collect::<Vec<_>>())
+            .bind(sorted.iter().map(|w| w.1.as_str()).collect::<Vec<_>>())
+            .bind(worker_id);
+        let rows: Vec<Claimed> = self.hot_all("claim", query).await?;
+        Ok(rows.into_iter().map(|job| (job.id, job)).collect())
+    }
+
+    async fn why_not(
+        &self,
+        wanted: &[(JobId, String)],
+        won: &HashMap<JobId, Claimed>,
+    ) -> Result<HashMap<JobId, WhyNot>, Error> {
+        let open: Vec<Uuid> = wanted.iter().map(|w| w.0).filter(|id| !won.contains_key(id)).collect();
+        let rows: Vec<WhyNot> = self.hot_all("why not claimed", sqlx::query_as(WHY_NOT).bind(open)).await?;
+        Ok(rows.into_iter().map(|row| (row.id, row)).collect())
+    }
+}
+
+fn answers(
+    wanted: &[(JobId, String)],
+    mut won: HashMap<JobId, Claimed>,
+    why: &HashMap<JobId, WhyNot>,
+) -> Vec<Claim> {
+    let answer = |(id, job_type): &(JobId, String)| {
+        if let Some(job) = won.remove(id) {
+            return Claim::Won(Box::new(job));
+        }
+        Claim::Refused(match why.get(id) {
+            None => Refused::Over,
+            Some(row) if row.r#type != *job_type => Refused::Mismatch,
+            Some(row) if row.status == "processing" => Refused::Held,
+            Some(row) if row.due_in_us > 0 => Refused::NotDue(Duration::from_micros(row.due_in_us as u64)),
+            Some(_) => Refused::Paused,
+        })
+    };
+    wanted.iter().map(answer).collect()
+}

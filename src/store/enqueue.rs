@@ -1,0 +1,203 @@
+//! Writing new jobs: row, outbox row, key and count in one statement for everything that waits.
+
+use std::{collections::HashMap, time::Duration};
+
+use chrono::{DateTime, Utc};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::{Error, Store};
+use crate::job::{JobType, Lane, Priority, Status, model::JobId};
+
+/// A job that has passed all checks.
+#[derive(Clone, Debug)]
+pub struct NewJob {
+    /// Made by the caller, so that a repeated statement finds its own rows.
+    pub id: JobId,
+    pub job_type: JobType,
+    pub payload: Box<RawValue>,
+    pub priority: Priority,
+    pub max_attempts: u16,
+    pub timeout: Option<Duration>,
+    pub due: Due,
+    pub tags: Vec<String>,
+    pub key: Option<Key>,
+}
+
+/// When a job may run first.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Due {
+    Now,
+    /// After this much time, by the database's clock.
+    In(Duration),
+    /// A time in the past means now.
+    At(DateTime<Utc>),
+}
+
+/// An idempotency key and the hash of what was asked with it.
+#[derive(Clone, Debug)]
+pub struct Key {
+    pub text: String,
+    pub content_hash: [u8; 32],
+}
+
+/// What became of one new job.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Enqueued {
+    Accepted,
+    /// The key names this job already, with the same content.
+    Duplicate { id: JobId, status: Status },
+    /// The key names this job already, with other content.
+    Conflict { id: JobId },
+}
+
+/// The outcome of a batch.
+#[derive(Debug)]
+pub struct Batch {
+    /// In the order of the jobs given.
+    pub outcomes: Vec<Enqueued>,
+    /// The outbox row of the wake-ups that are due now.
+    pub outbox_id: Uuid,
+    /// Indices of the jobs that `outbox_id` covers, in the order of its array.
+    pub due: Vec<usize>,
+}
+
+const INSERT: &str = r#"
+WITH batch AS (
+    SELECT b.*, CASE WHEN delay_us IS NOT NULL THEN now() + delay_us * interval '1 microsecond'
+                     ELSE greatest(at, now()) END AS due_at
+    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::int2[], $5::int2[], $6::int8[], $7::int8[],
+                $8::timestamptz[], $9::text[], $10::text[], $11::bytea[])
+         WITH ORDINALITY AS b (id, type, payload, priority, max_attempts, timeout_ms, delay_us, at, tags, key, hash, place)
+), keyed AS (
+    -- In the order of the keys, so that two batches can't wait for each other; the first of equal keys wins.
+    INSERT INTO job_keys (key, job_id, content_hash)
+    SELECT DISTINCT ON (key) key, id, hash FROM batch WHERE key IS NOT NULL ORDER BY key, place
+    ON CONFLICT (key) DO NOTHING
+    RETURNING job_id
+), inserted AS (
+    INSERT INTO jobs (id, type, payload, priority, max_attempts, timeout_ms, tags, idempotency_key, run_at)
+    SELECT id, type, payload::json, priority, max_attempts, timeout_ms,
+           CASE WHEN tags IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(tags::json)) END, key, due_at
+    FROM batch WHERE key IS NULL OR id IN (SELECT job_id FROM keyed)
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id, type, priority, run_at, run_at <= now() AS due
+), aimed AS (
+    SELECT id, run_at, due,
+           type || CASE sign(priority) WHEN 1 THEN '.high' WHEN 0 THEN '.normal' ELSE '.low' END AS target
+    FROM inserted
+), now_due AS (
+    INSERT INTO outbox (id, kind, publish_at, job_ids, targets)
+    SELECT $12, 'wake-up', now() + $13 * interval '1 millisecond', array_agg(id ORDER BY id), array_agg(target ORDER BY id)
+    FROM aimed WHERE due HAVING count(*) > 0
+), later AS (
+    INSERT INTO outbox (id, kind, publish_at, job_ids, targets)
+    SELECT gen_random_uuid(), 'wake-up', run_at, array_agg(id), array_agg(target) FROM aimed WHERE NOT due GROUP BY run_at
+), counted AS (
+    INSERT INTO job_count_deltas (type, status, day, n)
+    SELECT type, 'pending', 'epoch', count(*) FROM inserted GROUP BY type
+)
+SELECT id, due FROM inserted"#;
+
+const KEYS: &str = r#"
+SELECT k.key, k.job_id, k.content_hash, (SELECT status FROM all_jobs j WHERE j.id = k.job_id) AS status
+FROM job_keys k WHERE k.key = ANY($1)"#;
+
+type KeyRow = (String, Uuid, Vec<u8>, Option<String>);
+
+impl Store {
+    /// Writes a batch. Repeating it with the same ids is harmless: rows that are there already count as accepted.
+    /// `publish_grace`: how long the caller has to publish the wake-ups before the relay does.
+    ///
+    /// # Errors
+    /// As for every statement; nothing of the batch is written then, unless the answer to the commit was lost.
+    pub async fn enqueue(&self, jobs: &[NewJob], publish_grace: Duration) -> Result<Batch, Error> {
+        let outbox_id = Uuid::now_v7();
+        let inserted = self.insert(jobs, outbox_id, publish_grace).await?;
+        let mut due: Vec<usize> =
+            (0..jobs.len()).filter(|i| inserted.get(&jobs[*i].id).copied().unwrap_or_default()).collect();
+        due.sort_by_key(|i| jobs[*i].id);
+        let mut outcomes = vec![Enqueued::Accepted; jobs.len()];
+        let missing: Vec<usize> = (0..jobs.len()).filter(|i| !inserted.contains_key(&jobs[*i].id)).collect();
+        if !missing.is_empty() {
+            self.explain_missing(jobs, &missing, publish_grace, &mut outcomes).await?;
+        }
+        Ok(Batch { outcomes, outbox_id, due })
+    }
+
+    async fn insert(
+        &self,
+        jobs: &[NewJob],
+        outbox_id: Uuid,
+        publish_grace: Duration,
+    ) -> Result<HashMap<JobId, bool>, Error> {
+        let micros = |d: Duration| i64::try_from(d.as_micros()).unwrap_or(i64::MAX);
+        let (delays, times): (Vec<_>, Vec<_>) = jobs
+            .iter()
+            .map(|job| match job.due {
+                Due::Now => (None, None),
+                Due::In(delay) => (Some(micros(delay)), None),
+                Due::At(at) => (None, Some(at)),
+            })
+            .unzip();
+        let tags = |job: &NewJob| (!job.tags.is_empty()).then(|| serde_json::Value::from(job.tags.clone()).to_string());
+        let query = sqlx::query_as(INSERT)
+            .bind(jobs.iter().map(|j| j.id).collect::<Vec<_>>())
+            .bind(jobs.iter().map(|j| j.job_type.as_str()).collect::<Vec<_>>())
+            .bind(jobs.iter().map(|j| j.payload.get()).collect::<Vec<_>>())
+            .bind(jobs.iter().map(|j| j.priority.get()).collect::<Vec<_>>())
+            .bind(jobs.iter().map(|j| j.max_attempts as i16).collect::<Vec<_>>())
+            .bind(jobs.iter().map(|j| j.timeout.map(|t| t.as_millis() as i64)).collect::<Vec<_>>())
+            .bind(delays)
+            .bind(times)
+            .bind(jobs.iter().map(tags).collect::<Vec<_>>())
+            .bind(jobs.iter().map(|j| j.key.as_ref().map(|k| k.text.as_str())).collect::<Vec<_>>())
+            .bind(jobs.iter().map(|j| j.key.as_ref().map(|k| k.content_hash.as_slice())).collect::<Vec<_>>())
+            .bind(outbox_id)
+            .bind(publish_grace.as_millis() as i64);
+        let rows: Vec<(Uuid, bool)> = self.hot_all("enqueue", query).await?;
+        Ok(rows.into_iter().collect())
+    }
+
+    /// A job that was not inserted has a key that is taken, or was written by an earlier try whose answer got lost.
+    async fn explain_missing(
+        &self,
+        jobs: &[NewJob],
+        missing: &[usize],
+        publish_grace: Duration,
+        outcomes: &mut [Enqueued],
+    ) -> Result<(), Error> {
+        let keys: Vec<&str> = missing.iter().filter_map(|i| jobs[*i].key.as_ref()).map(|k| k.text.as_str()).collect();
+        let rows: Vec<KeyRow> = self.hot_all("look up idempotency keys", sqlx::query_as(KEYS).bind(keys)).await?;
+        let taken: HashMap<&str, &KeyRow> = rows.iter().map(|row| (row.0.as_str(), row)).collect();
+        for &i in missing {
+            let Some(key) = &jobs[i].key else { continue };
+            outcomes[i] = match taken.get(key.text.as_str()) {
+                Some((_, id, ..)) if *id == jobs[i].id => Enqueued::Accepted,
+                Some((_, id, hash, _)) if hash[..] != key.content_hash[..] => Enqueued::Conflict { id: *id },
+                Some((_, id, _, Some(status))) => {
+                    Enqueued::Duplicate { id: *id, status: status.parse().unwrap_or(Status::Pending) }
+                }
+                // The job that the key named is past its retention, so the key is free again.
+                Some((_, id, _, None)) => {
+                    self.free_key(&key.text, *id).await?;
+                    Box::pin(self.enqueue(&jobs[i..=i], publish_grace)).await?.outcomes.remove(0)
+                }
+                None => Box::pin(self.enqueue(&jobs[i..=i], publish_grace)).await?.outcomes.remove(0),
+            };
+        }
+        Ok(())
+    }
+
+    async fn free_key(&self, key: &str, job_id: Uuid) -> Result<(), Error> {
+        let free = "DELETE FROM job_keys k WHERE key = $1 AND job_id = $2
+                    AND NOT EXISTS (SELECT FROM all_jobs j WHERE j.id = k.job_id) RETURNING job_id";
+        self.hot_all::<(Uuid,)>("free a stale key", sqlx::query_as(free).bind(key).bind(job_id)).await.map(|_| ())
+    }
+}
+
+impl NewJob {
+    pub fn lane(&self) -> Lane {
+        self.priority.lane()
+    }
+}

@@ -1,0 +1,3 @@
+//! What rows look like to reads.
+
+pub mod job;

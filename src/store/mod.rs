@@ -1,0 +1,239 @@
+//! The only SQL. Hot statements (enqueue, claim, finish) are written out, one function each; reads go through entities.
+//!
+//! Every statement has a deadline: a connection that does not answer in time is dropped, never given back to the pool.
+
+pub mod cancel;
+pub mod claim;
+pub mod counts;
+pub mod enqueue;
+pub mod entity;
+pub mod finish;
+pub mod notes;
+pub mod outbox;
+pub mod query;
+pub mod retention;
+pub mod retry;
+pub mod sweep;
+pub mod types;
+pub mod workers;
+
+use std::{str::FromStr, time::Duration};
+
+use sea_orm::{DatabaseConnection, SqlxPostgresConnector};
+use sqlx::{
+    AssertSqlSafe, Connection, FromRow, PgConnection, PgPool, Postgres,
+    pool::PoolConnection,
+    postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow},
+    query::QueryAs,
+};
+
+use crate::config;
+
+/// Longest wait for a free connection. Shorter than what any caller is promised (2 s).
+const ACQUIRE: Duration = Duration::from_millis(1500);
+/// Longest run of one statement, as the client measures it. The server's `statement_timeout` is the same.
+const STATEMENT: Duration = Duration::from_secs(5);
+
+/// Handles to the database. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    /// Enqueue, claim, finish, and what else runs all the time.
+    hot: PgPool,
+    /// Reads and admin, so that a flood of them can't hold up the hot path.
+    reads: PgPool,
+    options: PgConnectOptions,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Try again later: no connection, no answer in time, a restart, a deadlock, a full disk.
+    #[error("the database can't be used right now ({context})")]
+    Unavailable {
+        context: &'static str,
+        #[source]
+        source: Option<sqlx::Error>,
+    },
+    /// The data can't be stored as it is; trying again changes nothing.
+    #[error("the database refused the data ({context})")]
+    Rejected {
+        context: &'static str,
+        #[source]
+        source: sqlx::Error,
+    },
+    /// A statement is wrong, or the schema is not the one of this version: a bug or a missing migration.
+    #[error("a statement does not fit the database ({context}); run `queue-service migrate`, else this is a bug")]
+    Broken {
+        context: &'static str,
+        #[source]
+        source: sqlx::Error,
+    },
+    #[error("database.url can't be used: {0}")]
+    Url(String),
+    #[error("the migrations failed; nothing was started")]
+    Migrate(#[source] sqlx::migrate::MigrateError),
+}
+
+impl Error {
+    pub(crate) fn of(context: &'static str, source: sqlx::Error) -> Self {
+        let Some(code) = source.as_database_error().and_then(|e| e.code()) else {
+            return match source {
+                sqlx::Error::ColumnDecode { .. }
+                | sqlx::Error::ColumnNotFound(_)
+                | sqlx::Error::Decode(_)
+                | sqlx::Error::RowNotFound
+                | sqlx::Error::Encode(_) => Error::Broken { context, source },
+                source => Error::Unavailable { context, source: Some(source) },
+            };
+        };
+        // SQLSTATE classes. Source: PostgreSQL documentation, appendix A.
+        match code.get(..2) {
+            Some("22" | "23" | "54") => Error::Rejected { context, source },
+            Some("42" | "0A" | "3F") => Error::Broken { context, source },
+            _ => Error::Unavailable { context, source: Some(source) },
+        }
+    }
+
+    pub(crate) fn orm(context: &'static str, source: sea_orm::DbErr) -> Self {
+        use sea_orm::{DbErr, RuntimeErr};
+        match source {
+            DbErr::Conn(RuntimeErr::SqlxError(e)) | DbErr::Exec(RuntimeErr::SqlxError(e)) | DbErr::Query(RuntimeErr::SqlxError(e)) => {
+                match std::sync::Arc::try_unwrap(e) {
+                    Ok(e) => Error::of(context, e),
+                    Err(e) => Error::of(context, sqlx::Error::Protocol(e.to_string())),
+                }
+            }
+            DbErr::ConnectionAcquire(_) => Error::Unavailable { context, source: None },
+            other => Error::Broken { context, source: sqlx::Error::Protocol(other.to_string()) },
+        }
+    }
+
+    /// Whether the same statement may succeed later.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Error::Unavailable { .. })
+    }
+}
+
+impl Store {
+    /// Opens the pools; no connection is made yet, so that a database that is away does not keep the service from
+    /// starting.
+    ///
+    /// # Errors
+    /// [`Error::Url`] when the URL can't be read.
+    pub fn open(config: &config::Database) -> Result<Self, Error> {
+        let options = PgConnectOptions::from_str(&config.url)
+            .map_err(|e| Error::Url(e.to_string()))?
+            .application_name("queue-service")
+            .options([
+                ("search_path", config.schema.as_str()),
+                ("statement_timeout", "5s"),
+                ("idle_in_transaction_session_timeout", "10s"),
+                ("timezone", "UTC"),
+                // Unnested arrays are estimated at a hundred rows whatever they hold; compiling for them costs more
+                // than it gains.
+                ("jit", "off"),
+            ]);
+        // On a table without statistics the planner would scan it for batched updates until the first autoanalyze,
+        // at a third of the speed or worse.
+        let hot = options.clone().options([("enable_seqscan", "off"), ("plan_cache_mode", "force_generic_plan")]);
+        let reads = (config.max_connections / 3).max(2);
+        let pool = |size: u32| {
+            PgPoolOptions::new().max_connections(size).min_connections(1).acquire_timeout(ACQUIRE).test_before_acquire(false)
+        };
+        Ok(Self {
+            hot: pool(config.max_connections - reads).connect_lazy_with(hot),
+            reads: pool(reads).test_before_acquire(true).connect_lazy_with(options.clone()),
+            options,
+        })
+    }
+
+    /// Makes the schema when missing and brings it to this version. Safe when many processes start at once: sqlx holds
+    /// an advisory lock meanwhile.
+    ///
+    /// # Errors
+    /// The database is away, or a migration fails; the schema is then as before that migration.
+    pub async fn migrate(&self, schema: &str) -> Result<(), Error> {
+        let failed = |e| Error::of("migrations", e);
+        // Migrations may take longer than any statement of the service.
+        let options = self.options.clone().options([("statement_timeout", "0")]);
+        let mut connection = <PgConnection as Connection>::connect_with(&options).await.map_err(failed)?;
+        // IF NOT EXISTS still fails when two make it at the same instant: one at a time.
+        sqlx::raw_sql(AssertSqlSafe(format!(
+            "SELECT pg_advisory_lock(7215); CREATE SCHEMA IF NOT EXISTS \"{schema}\"; SELECT pg_advisory_unlock(7215)"
+        )))
+        .execute(&mut connection)
+        .await
+        .map_err(failed)?;
+        sqlx::migrate!("./migrations").run(&mut connection).await.map_err(Error::Migrate)?;
+        connection.close().await.map_err(failed)
+    }
+
+    /// Answers when the database does.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] after two seconds at the latest.
+    pub async fn ping(&self) -> Result<(), Error> {
+        self.read_all::<(i32,)>("ping", sqlx::query_as("SELECT 1")).await.map(|_| ())
+    }
+
+    /// The pool of reads, for handlers that have tables of their own.
+    pub fn reads(&self) -> &PgPool {
+        &self.reads
+    }
+
+    /// How to connect, for parts that need a connection of their own.
+    pub fn connect_options(&self) -> &PgConnectOptions {
+        &self.options
+    }
+
+    /// Ends all connections once they are idle.
+    pub async fn close(&self) {
+        tokio::join!(self.hot.close(), self.reads.close());
+    }
+
+    pub(crate) fn orm(&self) -> DatabaseConnection {
+        SqlxPostgresConnector::from_sqlx_postgres_pool(self.reads.clone())
+    }
+
+    /// Runs one statement on the hot connections.
+    async fn hot_all<T>(&self, context: &'static str, query: Fetch<'_, T>) -> Result<Vec<T>, Error>
+    where
+        T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
+    {
+        bounded(&self.hot, context, query).await
+    }
+
+    /// Runs one statement on the connections for reads and admin.
+    async fn read_all<T>(&self, context: &'static str, query: Fetch<'_, T>) -> Result<Vec<T>, Error>
+    where
+        T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
+    {
+        bounded(&self.reads, context, query).await
+    }
+}
+
+type Fetch<'q, T> = QueryAs<'q, Postgres, T, PgArguments>;
+
+async fn bounded<T>(pool: &PgPool, context: &'static str, query: Fetch<'_, T>) -> Result<Vec<T>, Error>
+where
+    T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
+{
+    let mut connection = pool.acquire().await.map_err(|e| Error::of(context, e))?;
+    match tokio::time::timeout(STATEMENT, query.fetch_all(&mut *connection)).await {
+        Ok(Ok(rows)) => Ok(rows),
+        Ok(Err(e)) => {
+            // Without an answer from the server nobody knows what state the connection is in.
+            if e.as_database_error().is_none() {
+                discard(connection);
+            }
+            Err(Error::of(context, e))
+        }
+        Err(_) => {
+            discard(connection);
+            Err(Error::Unavailable { context, source: None })
+        }
+    }
+}
+
+fn discard(connection: PoolConnection<Postgres>) {
+    drop(connection.detach());
+}

@@ -1,0 +1,68 @@
+//! What must still be told to the broker. A row goes only when the broker has acknowledged all of it.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::{Error, Store};
+
+/// A batch that waits to be published.
+#[derive(Debug, sqlx::FromRow)]
+pub struct Row {
+    pub id: Uuid,
+    pub kind: String,
+    pub job_ids: Vec<Uuid>,
+    pub targets: Vec<String>,
+}
+
+/// Takes due rows for `$2` ms: another relay sees them again only after that, and a crash in between loses nothing.
+const TAKE: &str = r#"
+UPDATE outbox SET publish_at = clock_timestamp() + $2 * interval '1 millisecond'
+WHERE id IN (SELECT id FROM outbox WHERE publish_at <= clock_timestamp() ORDER BY publish_at LIMIT $1 FOR UPDATE SKIP LOCKED)
+RETURNING id, kind, job_ids, targets"#;
+
+const NEXT: &str =
+    "SELECT greatest(0, extract(epoch FROM min(publish_at) - clock_timestamp()) * 1000000)::int8 FROM outbox";
+
+impl Store {
+    /// Takes up to `limit` due rows for `hold`.
+    ///
+    /// # Errors
+    /// As for every statement.
+    pub async fn take_outbox(&self, limit: i64, hold: Duration) -> Result<Vec<Row>, Error> {
+        self.hot_all("take outbox rows", sqlx::query_as(TAKE).bind(limit).bind(hold.as_millis() as i64)).await
+    }
+
+    /// Time until the next row is due; `None` when the outbox is empty.
+    ///
+    /// # Errors
+    /// As for every statement.
+    pub async fn next_outbox(&self) -> Result<Option<Duration>, Error> {
+        let rows: Vec<(Option<i64>,)> = self.hot_all("look into the outbox", sqlx::query_as(NEXT)).await?;
+        Ok(rows.first().and_then(|row| row.0).map(|us| Duration::from_micros(us.max(0) as u64)))
+    }
+
+    /// Removes rows that the broker has acknowledged in full.
+    ///
+    /// # Errors
+    /// As for every statement; they are published again then, which is harmless.
+    pub async fn clear_outbox(&self, ids: Vec<Uuid>) -> Result<(), Error> {
+        let delete = "DELETE FROM outbox WHERE id = ANY($1) RETURNING id";
+        self.hot_all::<(Uuid,)>("clear outbox rows", sqlx::query_as(delete).bind(ids)).await.map(|_| ())
+    }
+
+    /// Keeps of a row only what the broker has not acknowledged, to be tried again after `delay`.
+    ///
+    /// # Errors
+    /// As for every statement; all of it is published again then, which is harmless.
+    pub async fn shrink_outbox(&self, row: &Row, unacked: &[usize], delay: Duration) -> Result<(), Error> {
+        let update = "UPDATE outbox SET job_ids = $2, targets = $3,
+                      publish_at = clock_timestamp() + $4 * interval '1 millisecond' WHERE id = $1 RETURNING id";
+        let query = sqlx::query_as(update)
+            .bind(row.id)
+            .bind(unacked.iter().map(|i| row.job_ids[*i]).collect::<Vec<_>>())
+            .bind(unacked.iter().map(|i| row.targets[*i].as_str()).collect::<Vec<_>>())
+            .bind(delay.as_millis() as i64);
+        self.hot_all::<(Uuid,)>("shrink an outbox row", query).await.map(|_| ())
+    }
+}

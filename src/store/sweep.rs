@@ -1,0 +1,142 @@
+//! Repairing what crashes and a forgetful broker left behind.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::{
+    Error, Store,
+    finish::{Retried, Settlement},
+};
+pub use super::finish::WakeUp;
+use crate::job::{Failure, FailureKind, Verdict};
+
+/// Rows put back into the outbox per statement, so that no statement holds locks for long.
+pub const SLICE: i64 = 1000;
+
+/// Jobs of dead workers; a worker's death is its lease's end by the database's clock.
+const LOST: &str = r#"
+SELECT j.id, j.run, j.attempt, j.max_attempts, j.worker_id
+FROM jobs j LEFT JOIN workers w ON w.id = j.worker_id
+WHERE j.id = ANY($1) AND j.status = 'processing' AND (w.id IS NULL OR w.expires_at < clock_timestamp())"#;
+
+const HELD_BY_DEAD: &str = r#"
+SELECT j.id FROM jobs j WHERE j.status = 'processing'
+   AND j.worker_id IN (SELECT id FROM workers WHERE expires_at < clock_timestamp()) LIMIT $1"#;
+
+/// Pending and due since before `$3`, in the lane, and on no outbox row that is due soon: its wake-up is gone.
+const FORGOTTEN: &str = r#"
+WITH missing AS (
+    SELECT j.id, j.type FROM jobs j
+    WHERE j.type = $1 AND sign(j.priority) = $2 AND j.status = 'pending' AND j.run_at < $3
+      AND j.id NOT IN (SELECT unnest(job_ids) FROM outbox WHERE kind = 'wake-up' AND publish_at < now() + interval '1 minute')
+    ORDER BY j.run_at LIMIT $4
+), written AS (
+    INSERT INTO outbox (id, kind, publish_at, job_ids, targets)
+    SELECT gen_random_uuid(), 'wake-up', now(), array_agg(id),
+           array_agg(type || CASE $2 WHEN 1 THEN '.high' WHEN 0 THEN '.normal' ELSE '.low' END)
+    FROM missing HAVING count(*) > 0
+)
+SELECT count(*) FROM missing"#;
+
+const WATERMARKS: &str = r#"
+SELECT key, max(value::int8) FROM workers, json_each_text(claimed) GROUP BY key"#;
+
+#[derive(sqlx::FromRow)]
+struct Lost {
+    id: Uuid,
+    run: i64,
+    attempt: i16,
+    max_attempts: i16,
+    worker_id: String,
+}
+
+impl Store {
+    /// Frees those of `ids` whose holder is dead: the lost run is recorded as an error, and the job goes back to
+    /// pending, or to its end when that was its last attempt. Returns how many were freed.
+    ///
+    /// # Errors
+    /// As for every statement.
+    pub async fn release_lost(&self, ids: &[Uuid], wake_up: WakeUp) -> Result<usize, Error> {
+        let lost: Vec<Lost> = self.hot_all("find lost runs", sqlx::query_as(LOST).bind(ids)).await?;
+        let settle = |row: Lost| {
+            let message = format!("the worker {} vanished during attempt {}", row.worker_id, row.attempt);
+            let failure = Failure::new(FailureKind::Lost, message);
+            let verdict = if row.attempt < row.max_attempts {
+                Verdict::Retry { failure, delay: Duration::ZERO }
+            } else {
+                Verdict::DeadLetter { failure }
+            };
+            Settlement { id: row.id, run: row.run, verdict, wake_up }
+        };
+        let mut settlements: Vec<_> = lost.into_iter().map(settle).collect();
+        settlements.sort_by_key(|s| s.id);
+        self.finish(&settlements, Retried::No).await?;
+        Ok(settlements.len())
+    }
+
+    /// Up to `limit` jobs whose worker has a lease that ran out.
+    ///
+    /// # Errors
+    /// As for every statement.
+    pub async fn held_by_dead_workers(&self, limit: i64) -> Result<Vec<Uuid>, Error> {
+        let rows: Vec<(Uuid,)> =
+            self.read_all("find jobs of dead workers", sqlx::query_as(HELD_BY_DEAD).bind(limit)).await?;
+        Ok(rows.into_iter().map(|(id,)| id).collect())
+    }
+
+    /// Whether any worker's lease has run out; the cheap question before [`Store::held_by_dead_workers`].
+    ///
+    /// # Errors
+    /// As for every statement.
+    pub async fn has_dead_workers(&self) -> Result<bool, Error> {
+        let any = "SELECT EXISTS (SELECT FROM workers WHERE expires_at < clock_timestamp())";
+        let rows: Vec<(bool,)> = self.read_all("find dead workers", sqlx::query_as(any)).await?;
+        Ok(rows.first().is_some_and(|row| row.0))
+    }
+
+    /// Removes workers that died long ago and hold nothing. Kept for a while, since their watermarks still tell.
+    ///
+    /// # Errors
+    /// As for every statement.
+    pub async fn forget_dead_workers(&self) -> Result<(), Error> {
+        let forget = "DELETE FROM workers w WHERE expires_at < clock_timestamp() - interval '10 minutes'
+                      AND NOT EXISTS (SELECT FROM jobs j WHERE j.worker_id = w.id) RETURNING id";
+        self.read_all::<(String,)>("forget dead workers", sqlx::query_as(forget)).await.map(|_| ())
+    }
+
+    /// For each `<type>.<lane>` the highest `run_at` that any worker has claimed, and the database's time.
+    ///
+    /// # Errors
+    /// As for every statement.
+    pub async fn watermarks(&self) -> Result<(Vec<(String, DateTime<Utc>)>, DateTime<Utc>), Error> {
+        let rows: Vec<(String, i64)> = self.read_all("read watermarks", sqlx::query_as(WATERMARKS)).await?;
+        let now: Vec<(DateTime<Utc>,)> = self.read_all("read the clock", sqlx::query_as("SELECT clock_timestamp()")).await?;
+        let marks = rows.into_iter().filter_map(|(lane, us)| Some((lane, DateTime::from_timestamp_micros(us)?))).collect();
+        Ok((marks, now.first().map_or(DateTime::UNIX_EPOCH, |row| row.0)))
+    }
+
+    /// Types that have live jobs.
+    ///
+    /// # Errors
+    /// As for every statement.
+    pub async fn live_types(&self) -> Result<Vec<String>, Error> {
+        let types = "SELECT type FROM (SELECT type, status, n FROM job_counts UNION ALL
+                     SELECT type, status, n FROM job_count_deltas) c
+                     WHERE status = 'pending' GROUP BY type HAVING sum(n) > 0";
+        let rows: Vec<(String,)> = self.read_all("list live types", sqlx::query_as(types)).await?;
+        Ok(rows.into_iter().map(|(name,)| name).collect())
+    }
+
+    /// Puts one slice of the lane's jobs that have been due since before `before` and are on no outbox row back into
+    /// the outbox. Returns how many; [`SLICE`] means that there may be more.
+    ///
+    /// # Errors
+    /// As for every statement.
+    pub async fn rearm_forgotten(&self, job_type: &str, lane_sign: i32, before: DateTime<Utc>) -> Result<i64, Error> {
+        let query = sqlx::query_as(FORGOTTEN).bind(job_type).bind(f64::from(lane_sign)).bind(before).bind(SLICE);
+        let rows: Vec<(i64,)> = self.read_all("re-arm forgotten jobs", query).await?;
+        Ok(rows.first().map_or(0, |row| row.0))
+    }
+}

@@ -1,0 +1,49 @@
+//! One row per worker process: its lease. Leases are judged by the database's clock alone.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use sqlx::PgConnection;
+
+use super::{Error, Store};
+
+/// Writes the heartbeat of `worker_id`: its lease lasts `lease` from now on. `claimed`: for each `<type>.<lane>` the
+/// highest `run_at` that it has claimed, in microseconds since 1970.
+///
+/// On a connection of its own, so that a full pool or a slow statement never looks like a death.
+///
+/// # Errors
+/// As for every statement; try again at once, the lease is running out.
+pub async fn heartbeat(
+    connection: &mut PgConnection,
+    worker_id: &str,
+    lease: Duration,
+    claimed: &BTreeMap<String, i64>,
+) -> Result<(), Error> {
+    let beat = "INSERT INTO workers (id, expires_at, claimed)
+                VALUES ($1, clock_timestamp() + $2 * interval '1 millisecond', $3::json)
+                ON CONFLICT (id) DO UPDATE SET expires_at = excluded.expires_at, claimed = excluded.claimed";
+    let claimed = serde_json::to_string(claimed).unwrap_or_else(|_| "{}".into());
+    let run = sqlx::query(beat).bind(worker_id).bind(lease.as_millis() as i64).bind(claimed).execute(connection);
+    run.await.map(|_| ()).map_err(|e| Error::of("heartbeat", e))
+}
+
+impl Store {
+    /// Ends a worker that holds nothing any more. Jobs that it still holds are found by the next sweep at once.
+    ///
+    /// # Errors
+    /// As for every statement; the row then expires by itself.
+    pub async fn deregister(&self, worker_id: &str) -> Result<(), Error> {
+        let end = "UPDATE workers SET expires_at = clock_timestamp() WHERE id = $1 RETURNING id";
+        self.read_all::<(String,)>("deregister worker", sqlx::query_as(end).bind(worker_id)).await.map(|_| ())
+    }
+
+    /// How many workers have a current lease.
+    ///
+    /// # Errors
+    /// As for every statement.
+    pub async fn live_workers(&self) -> Result<i64, Error> {
+        let count = "SELECT count(*) FROM workers WHERE expires_at > clock_timestamp()";
+        let rows: Vec<(i64,)> = self.read_all("count workers", sqlx::query_as(count)).await?;
+        Ok(rows.first().map_or(0, |row| row.0))
+    }
+}
