@@ -99,11 +99,12 @@ $$;
 -- src/store/entity/job.rs.
 CREATE VIEW all_jobs AS
     SELECT id, type, status, priority, attempt, max_attempts, run, timeout_ms, tags, idempotency_key,
-           payload::text AS payload, NULL::text AS result, errors::text AS errors, progress::text AS progress,
+           payload::text AS payload, NULL::text AS result, errors::text AS errors,
+           errors -> -1 ->> 'message' AS error, progress::text AS progress,
            worker_id, cancel_reason, created_at, run_at, started_at, NULL::timestamptz AS finished_at
     FROM jobs
     UNION ALL
     SELECT id, type, status, priority, attempt, max_attempts, run, timeout_ms, tags, idempotency_key,
-           payload::text, result::text, errors::text, progress::text,
+           payload::text, result::text, errors::text, errors -> -1 ->> 'message', progress::text,
            worker_id, cancel_reason, created_at, run_at, started_at, finished_at
     FROM finished_jobs;

@@ -6,7 +6,9 @@
 
 pub mod broker;
 pub mod config;
-pub mod handlers;
 pub mod flow;
+pub mod handlers;
 pub mod job;
+pub mod ops;
 pub mod store;
+pub mod worker;

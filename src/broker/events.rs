@@ -86,14 +86,14 @@ fn millis<S: Serializer>(at: &DateTime<Utc>, to: S) -> Result<S::Ok, S::Error> {
 
 impl Broker {
     /// Publishes events in order. Dropped when the broker is away: they are news, not the record.
-    pub async fn emit<'a>(&self, events: impl IntoIterator<Item = Event<'a>>) {
+    pub async fn emit(&self, events: &[Event<'_>]) {
         if !self.is_connected() {
             return;
         }
         let all = async {
             for event in events {
                 let subject = self.subjects.event(event.r#type, event.state.as_str(), event.job_id);
-                let Ok(body) = serde_json::to_vec(&event) else { continue };
+                let Ok(body) = serde_json::to_vec(event) else { continue };
                 if self.jetstream.publish(subject, Bytes::from(body)).await.is_err() {
                     return;
                 }

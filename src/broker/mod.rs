@@ -49,6 +49,7 @@ pub struct Broker {
 pub(crate) struct Settings {
     pub replicas: u8,
     pub ack_wait: Duration,
+    pub store_bytes: u64,
 }
 
 /// Which life of the work stream we are in. Sequence numbers begin again when a stream is made anew, so an ack from
@@ -96,7 +97,7 @@ impl Broker {
             rpc: connect(config, "queue-service rpc").await?,
             jetstream: connect(config, "queue-service jetstream").await?,
             subjects: Subjects::new(&config.prefix),
-            settings: Settings { replicas: config.replicas, ack_wait },
+            settings: Settings { replicas: config.replicas, ack_wait, store_bytes: config.store.as_u64() },
             incarnation: Arc::default(),
         })
     }
@@ -120,7 +121,11 @@ impl Broker {
     }
 
     /// Asks the JetStream API.
-    pub(crate) async fn api<T: DeserializeOwned>(&self, subject: String, request: &impl serde::Serialize) -> Result<T, Error> {
+    pub(crate) async fn api<T: DeserializeOwned>(
+        &self,
+        subject: String,
+        request: &impl serde::Serialize,
+    ) -> Result<T, Error> {
         if !self.is_connected() {
             return Err(Error::Unreachable("not connected".into()));
         }
@@ -188,6 +193,7 @@ async fn connect(config: &config::Nats, name: &str) -> Result<Client, Error> {
     let setting = |key| move |e: std::io::Error| Error::Setting { key, message: e.to_string() };
     let mut options = ConnectOptions::new()
         .name(name)
+        .custom_inbox_prefix(&config.inbox_prefix)
         .retry_on_initial_connect()
         // A silent peer is found after two unanswered pings; the default is minutes.
         .ping_interval(Duration::from_secs(5))

@@ -124,10 +124,8 @@ impl Publisher {
     async fn publish_window(&self, messages: Vec<Outgoing>) -> Vec<bool> {
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let size = messages.len();
-        let window = Arc::new(Window {
-            state: Mutex::new(Acks { acked: vec![false; size], open: size }),
-            done: Notify::new(),
-        });
+        let window =
+            Arc::new(Window { state: Mutex::new(Acks { acked: vec![false; size], open: size }), done: Notify::new() });
         self.shared.lock_windows().insert(number, window.clone());
         let sent_and_answered = timeout(ACK, async {
             for (index, message) in messages.into_iter().enumerate() {

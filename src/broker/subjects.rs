@@ -96,7 +96,10 @@ mod tests {
     #[test]
     fn the_default_prefix_has_the_names_of_the_contract_and_others_have_their_own() {
         let (plain, other) = (Subjects::new("queue"), Subjects::new("t1"));
-        assert_eq!((plain.jobs_stream().as_str(), other.jobs_stream().as_str()), ("background-jobs", "t1-background-jobs"));
+        assert_eq!(
+            (plain.jobs_stream().as_str(), other.jobs_stream().as_str()),
+            ("background-jobs", "t1-background-jobs")
+        );
         assert_eq!(other.rebase("queue.jobs.*.*"), "t1.jobs.*.*");
         assert_eq!(plain.wake_up("send-email", Lane::Normal), "queue.jobs.send-email.normal");
     }

@@ -26,6 +26,14 @@ const CONSUMER_FIXED: [&str; 4] = ["ack_wait", "ack_policy", "deliver_policy", "
 struct StreamInfo {
     created: String,
     config: Value,
+    #[serde(default)]
+    state: StreamState,
+}
+
+#[derive(Default, Deserialize)]
+struct StreamState {
+    #[serde(default)]
+    messages: u64,
 }
 
 #[derive(Deserialize)]
@@ -42,6 +50,8 @@ struct ConsumerInfo {
 pub struct WorkStream {
     /// When the server made it. Another value than before means that all messages are gone.
     pub created: String,
+    /// Wake-ups in it, running and waiting ones together.
+    pub messages: u64,
 }
 
 /// How much waits in one lane.
@@ -61,7 +71,7 @@ impl Broker {
     pub async fn ensure_streams(&self) -> Result<WorkStream, Error> {
         self.check_server()?;
         let connects = self.connects();
-        let mut created = String::new();
+        let mut work = WorkStream { created: String::new(), messages: 0 };
         for (name, text) in STREAMS {
             let wanted = self.stream_config(name, text)?;
             let stream = self.subjects.stream(name);
@@ -78,11 +88,20 @@ impl Broker {
                 Err(e) => return Err(e),
             };
             if name == STREAMS[0].0 {
-                created = info.created;
+                work = WorkStream { created: info.created, messages: info.state.messages };
             }
         }
         self.incarnation.verified.store(connects, Ordering::SeqCst);
-        Ok(WorkStream { created })
+        Ok(work)
+    }
+
+    /// A look at the work stream.
+    ///
+    /// # Errors
+    /// The broker is away, or the stream is missing.
+    pub async fn work_stream(&self) -> Result<WorkStream, Error> {
+        let info: StreamInfo = self.api(format!("STREAM.INFO.{}", self.subjects.jobs_stream()), &json!({})).await?;
+        Ok(WorkStream { created: info.created, messages: info.state.messages })
     }
 
     /// Tells that the work stream is another one than before: acks for its predecessor's messages are dropped from now
@@ -131,9 +150,7 @@ impl Broker {
     pub async fn backlog(&self, job_type: &str, lane: Lane) -> Result<Option<Backlog>, Error> {
         let (stream, name) = (self.subjects.jobs_stream(), Subjects::consumer(job_type, lane));
         match self.api::<ConsumerInfo>(format!("CONSUMER.INFO.{stream}.{name}"), &json!({})).await {
-            Ok(info) => {
-                Ok(Some(Backlog { undelivered: info.num_pending, unacknowledged: info.num_ack_pending }))
-            }
+            Ok(info) => Ok(Some(Backlog { undelivered: info.num_pending, unacknowledged: info.num_ack_pending })),
             Err(Error::Api { code: CONSUMER_NOT_FOUND | STREAM_NOT_FOUND, .. }) => Ok(None),
             Err(e) => Err(e),
         }
@@ -143,6 +160,9 @@ impl Broker {
         let mut config: Value = serde_json::from_str(text).map_err(|source| Error::Topology { name, source })?;
         config["name"] = json!(self.subjects.stream(name));
         config["num_replicas"] = json!(self.settings.replicas);
+        // The files share out 2 GiB; another total is shared out in the same proportion.
+        let share = config["max_bytes"].as_u64().unwrap_or_default() as f64 / (2u64 << 30) as f64;
+        config["max_bytes"] = json!((self.settings.store_bytes as f64 * share) as u64);
         if let Value::Array(subjects) = &mut config["subjects"] {
             subjects.iter_mut().for_each(|s| *s = json!(self.subjects.rebase(s.as_str().unwrap_or_default())));
         }

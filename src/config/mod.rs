@@ -65,6 +65,12 @@ pub struct Nats {
     pub tls_key: Option<PathBuf>,
     /// Copies of each stream: 1, or 3 in a cluster.
     pub replicas: u8,
+    /// Disk that the three streams may take together; the broker sets it aside. Half of it is for wake-ups, a quarter
+    /// each for dead letters and events.
+    #[schemars(with = "String")]
+    pub store: ByteSize,
+    /// First tokens of this process's own inboxes; `_INBOX.<user>` where users may read only their own.
+    pub inbox_prefix: String,
     /// First tokens that a request's reply subject may have; others are refused, so that nobody can make the service
     /// publish for him.
     pub reply_prefixes: Vec<String>,
@@ -81,6 +87,8 @@ impl Default for Nats {
             tls_cert: None,
             tls_key: None,
             replicas: 1,
+            store: ByteSize::gib(2),
+            inbox_prefix: "_INBOX".into(),
             reply_prefixes: vec!["_INBOX.".into(), "_R_.".into()],
         }
     }
@@ -482,6 +490,7 @@ impl Config {
         );
         need(self.worker.lease >= Duration::from_millis(300), "worker.lease must be at least 300ms".into());
         need(matches!(self.nats.replicas, 1 | 3 | 5), "nats.replicas must be 1, 3 or 5".into());
+        need(self.nats.store >= ByteSize::mib(16), "nats.store must be at least 16MiB".into());
         need(self.limits.payload <= ByteSize::kib(768), "limits.payload must be at most 768KiB".into());
         need(self.limits.result <= ByteSize::kib(512), "limits.result must be at most 512KiB".into());
         need(self.limits.intake >= 1000, "limits.intake must be at least 1000, the size of one bulk request".into());

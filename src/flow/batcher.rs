@@ -114,14 +114,19 @@ mod tests {
         let batches = Arc::new(AtomicUsize::new(0));
         let gate = Arc::new(tokio::sync::Semaphore::new(0));
         let (count, door) = (batches.clone(), gate.clone());
-        let batcher = Batcher::start(SIZE, |_| 1, &TaskTracker::new(), move |items: Vec<u32>| {
-            let (count, door) = (count.clone(), door.clone());
-            async move {
-                door.acquire().await.unwrap().forget();
-                count.fetch_add(1, Ordering::SeqCst);
-                items.into_iter().map(|n| n * 2).collect()
-            }
-        });
+        let batcher = Batcher::start(
+            SIZE,
+            |_| 1,
+            &TaskTracker::new(),
+            move |items: Vec<u32>| {
+                let (count, door) = (count.clone(), door.clone());
+                async move {
+                    door.acquire().await.unwrap().forget();
+                    count.fetch_add(1, Ordering::SeqCst);
+                    items.into_iter().map(|n| n * 2).collect()
+                }
+            },
+        );
         let calls: Vec<_> = (0..11u32)
             .map(|n| {
                 let batcher = batcher.clone();

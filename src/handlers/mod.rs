@@ -3,9 +3,9 @@
 //! A handler sees its payload and a [`RunContext`], never the store or the broker, so that a job type cannot break the
 //! queue. A new type is one file here and one line in `registry`.
 
-mod context;
+pub mod context;
 pub mod registry;
-mod typed;
+pub mod typed;
 
 pub use context::{Progress, RunContext};
 pub use registry::Registry;

@@ -115,11 +115,7 @@ impl Store {
         Ok(answers(wanted, won, &why))
     }
 
-    async fn claim_once(
-        &self,
-        wanted: &[(JobId, String)],
-        worker_id: &str,
-    ) -> Result<HashMap<JobId, Claimed>, Error> {
+    async fn claim_once(&self, wanted: &[(JobId, String)], worker_id: &str) -> Result<HashMap<JobId, Claimed>, Error> {
         // Sorted, so that two batches that share rows lock them in the same order.
         let mut sorted: Vec<_> = wanted.iter().collect();
         sorted.sort();
@@ -143,11 +139,7 @@ impl Store {
     }
 }
 
-fn answers(
-    wanted: &[(JobId, String)],
-    mut won: HashMap<JobId, Claimed>,
-    why: &HashMap<JobId, WhyNot>,
-) -> Vec<Claim> {
+fn answers(wanted: &[(JobId, String)], mut won: HashMap<JobId, Claimed>, why: &HashMap<JobId, WhyNot>) -> Vec<Claim> {
     let answer = |(id, job_type): &(JobId, String)| {
         if let Some(job) = won.remove(id) {
             return Claim::Won(Box::new(job));

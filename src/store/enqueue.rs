@@ -46,9 +46,14 @@ pub struct Key {
 pub enum Enqueued {
     Accepted,
     /// The key names this job already, with the same content.
-    Duplicate { id: JobId, status: Status },
+    Duplicate {
+        id: JobId,
+        status: Status,
+    },
     /// The key names this job already, with other content.
-    Conflict { id: JobId },
+    Conflict {
+        id: JobId,
+    },
 }
 
 /// The outcome of a batch.

@@ -96,12 +96,12 @@ impl Error {
     pub(crate) fn orm(context: &'static str, source: sea_orm::DbErr) -> Self {
         use sea_orm::{DbErr, RuntimeErr};
         match source {
-            DbErr::Conn(RuntimeErr::SqlxError(e)) | DbErr::Exec(RuntimeErr::SqlxError(e)) | DbErr::Query(RuntimeErr::SqlxError(e)) => {
-                match std::sync::Arc::try_unwrap(e) {
-                    Ok(e) => Error::of(context, e),
-                    Err(e) => Error::of(context, sqlx::Error::Protocol(e.to_string())),
-                }
-            }
+            DbErr::Conn(RuntimeErr::SqlxError(e))
+            | DbErr::Exec(RuntimeErr::SqlxError(e))
+            | DbErr::Query(RuntimeErr::SqlxError(e)) => match std::sync::Arc::try_unwrap(e) {
+                Ok(e) => Error::of(context, e),
+                Err(e) => Error::of(context, sqlx::Error::Protocol(e.to_string())),
+            },
             DbErr::ConnectionAcquire(_) => Error::Unavailable { context, source: None },
             other => Error::Broken { context, source: sqlx::Error::Protocol(other.to_string()) },
         }
@@ -137,7 +137,11 @@ impl Store {
         let hot = options.clone().options([("enable_seqscan", "off"), ("plan_cache_mode", "force_generic_plan")]);
         let reads = (config.max_connections / 3).max(2);
         let pool = |size: u32| {
-            PgPoolOptions::new().max_connections(size).min_connections(1).acquire_timeout(ACQUIRE).test_before_acquire(false)
+            PgPoolOptions::new()
+                .max_connections(size)
+                .min_connections(1)
+                .acquire_timeout(ACQUIRE)
+                .test_before_acquire(false)
         };
         Ok(Self {
             hot: pool(config.max_connections - reads).connect_lazy_with(hot),

@@ -90,7 +90,8 @@ impl Store {
     ) -> Result<Page, Error> {
         let failed = |e| Error::orm("list jobs", e);
         let db = self.orm();
-        let select = columns(include).filter(condition(filter)).order_by_desc(Column::Id).limit(limit + 1).offset(offset);
+        let select =
+            columns(include).filter(condition(filter)).order_by_desc(Column::Id).limit(limit + 1).offset(offset);
         within("list jobs", async {
             let mut rows = select.stream(&db).await.map_err(failed)?;
             let mut page = Page { rows: Vec::new(), more: false };
@@ -117,8 +118,24 @@ fn columns(include: Include) -> sea_orm::Select<Entity> {
     use Column::*;
     let large = [(Payload, include.payload), (Result, include.result), (Errors, include.errors)];
     let small = [
-        Id, Type, Status, Priority, Attempt, MaxAttempts, Run, TimeoutMs, Tags, IdempotencyKey, Progress, WorkerId,
-        CancelReason, CreatedAt, RunAt, StartedAt, FinishedAt,
+        Id,
+        Type,
+        Status,
+        Priority,
+        Attempt,
+        MaxAttempts,
+        Run,
+        TimeoutMs,
+        Tags,
+        IdempotencyKey,
+        Error,
+        Progress,
+        WorkerId,
+        CancelReason,
+        CreatedAt,
+        RunAt,
+        StartedAt,
+        FinishedAt,
     ];
     large.into_iter().fold(Entity::find().select_only().columns(small), |select, (column, wanted)| {
         if wanted { select.column(column) } else { select.expr_as(Expr::cust("NULL::text"), column) }
@@ -146,7 +163,7 @@ fn condition(filter: &Filter) -> Condition {
 /// About how long the row is as JSON.
 fn weight(row: &Model) -> usize {
     const SMALL_COLUMNS: usize = 700;
-    let texts = [&row.payload, &row.result, &row.errors, &row.progress, &row.idempotency_key];
+    let texts = [&row.payload, &row.result, &row.errors, &row.progress, &row.idempotency_key, &row.error];
     let tags: usize = row.tags.iter().flatten().map(|tag| tag.len() + 3).sum();
     SMALL_COLUMNS + tags + texts.into_iter().flatten().map(String::len).sum::<usize>()
 }

@@ -44,8 +44,11 @@ impl Store {
             let take_off = "WITH a AS (DELETE FROM job_counts WHERE status = $1 AND day = $2 RETURNING 1),
                             b AS (DELETE FROM job_count_deltas WHERE status = $1 AND day = $2 RETURNING 1)
                             SELECT (SELECT count(*) FROM a) + (SELECT count(*) FROM b)";
-            self.read_all::<(i64,)>("take a day off the counts", sqlx::query_as(take_off).bind(status.as_str()).bind(day))
-                .await?;
+            self.read_all::<(i64,)>(
+                "take a day off the counts",
+                sqlx::query_as(take_off).bind(status.as_str()).bind(day),
+            )
+            .await?;
             self.admin(format!("DROP TABLE \"{child}\"")).await?;
             dropped.push(day);
         }

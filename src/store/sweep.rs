@@ -5,11 +5,11 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+pub use super::finish::WakeUp;
 use super::{
     Error, Store,
     finish::{Retried, Settlement},
 };
-pub use super::finish::WakeUp;
 use crate::job::{Failure, FailureKind, Verdict};
 
 /// Rows put back into the outbox per statement, so that no statement holds locks for long.
@@ -112,8 +112,10 @@ impl Store {
     /// As for every statement.
     pub async fn watermarks(&self) -> Result<(Vec<(String, DateTime<Utc>)>, DateTime<Utc>), Error> {
         let rows: Vec<(String, i64)> = self.read_all("read watermarks", sqlx::query_as(WATERMARKS)).await?;
-        let now: Vec<(DateTime<Utc>,)> = self.read_all("read the clock", sqlx::query_as("SELECT clock_timestamp()")).await?;
-        let marks = rows.into_iter().filter_map(|(lane, us)| Some((lane, DateTime::from_timestamp_micros(us)?))).collect();
+        let now: Vec<(DateTime<Utc>,)> =
+            self.read_all("read the clock", sqlx::query_as("SELECT clock_timestamp()")).await?;
+        let marks =
+            rows.into_iter().filter_map(|(lane, us)| Some((lane, DateTime::from_timestamp_micros(us)?))).collect();
         Ok((marks, now.first().map_or(DateTime::UNIX_EPOCH, |row| row.0)))
     }
 

@@ -20,6 +20,8 @@ pub struct Model {
     pub payload: Option<String>,
     pub result: Option<String>,
     pub errors: Option<String>,
+    /// The message of the last of them.
+    pub error: Option<String>,
     pub progress: Option<String>,
     pub worker_id: Option<String>,
     pub cancel_reason: Option<String>,

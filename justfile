@@ -1,0 +1,43 @@
+# What is done often. `just` alone lists it.
+_list:
+    @just --list --unsorted
+
+# Run the service with a private Postgres and NATS
+dev *options:
+    script/server --debug {{options}}
+
+# Run all tests
+test *options:
+    script/test {{options}}
+
+# Run the tests at each change
+test-watch *options:
+    watchexec --clear --restart -- script/test {{options}}
+
+# Show which lines the tests reach
+coverage *options:
+    script/bootstrap --test && PATH="$PWD/.tools/bin:$PATH" cargo llvm-cov --locked {{options}}
+
+# Everything that CI asks for
+check:
+    .ci/run
+
+# Look for mistakes
+lint:
+    cargo clippy --locked --all-targets -- -D warnings
+
+# Lay out the code
+fmt:
+    cargo fmt
+
+# Bring the database up to date (DATABASE_URL)
+migrate:
+    cargo run --locked --release -- migrate
+
+# Measure
+bench *options:
+    cargo run --locked --release -- bench {{options}}
+
+# Build and start it all with Docker
+deploy:
+    docker compose up -d --build

@@ -1,0 +1,95 @@
+//! Health: can jobs be taken, and will they run? Every check looks at the real thing.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::Ops;
+
+/// How the service is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum HealthStatus {
+    Ok,
+    /// Jobs are taken, but may run late.
+    Degraded,
+    /// Jobs can't be taken.
+    Unavailable,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Health {
+    pub status: HealthStatus,
+    pub checks: BTreeMap<&'static str, Check>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Check {
+    pub status: HealthStatus,
+    /// What was seen, and what to do about it.
+    pub detail: String,
+}
+
+/// Longest look at one part.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Missing acknowledgements for so long mean that the broker takes messages and stores none.
+const UNACKED: Duration = Duration::from_secs(5);
+
+impl Ops {
+    pub async fn health(&self) -> Health {
+        let (postgres, workers, jetstream) = tokio::join!(self.postgres(), self.workers(), self.jetstream());
+        let checks = BTreeMap::from([
+            ("postgres", postgres),
+            ("nats", self.nats()),
+            ("jetstream", jetstream),
+            ("workers", workers),
+        ]);
+        let status = checks.values().map(|check| check.status).max().unwrap_or(HealthStatus::Ok);
+        Health { status, checks }
+    }
+
+    async fn postgres(&self) -> Check {
+        match tokio::time::timeout(PATIENCE, self.store.ping()).await {
+            Ok(Ok(())) => check(HealthStatus::Ok, "answers"),
+            Ok(Err(_)) | Err(_) => {
+                check(HealthStatus::Unavailable, "gives no answer: see that Postgres runs and can be reached")
+            }
+        }
+    }
+
+    fn nats(&self) -> Check {
+        if self.broker.is_connected() {
+            let version = self.broker.jetstream.server_info().version;
+            return check(HealthStatus::Ok, format!("connected to nats-server {version}"));
+        }
+        check(HealthStatus::Degraded, "not connected: jobs are kept and run when NATS is back")
+    }
+
+    async fn jetstream(&self) -> Check {
+        if let Some(since) = self.publisher.trouble().filter(|since| *since > UNACKED) {
+            let detail = format!(
+                "no acknowledgements for {} s: look at the disk of nats-server; a full one needs a restart of it",
+                since.as_secs()
+            );
+            return check(HealthStatus::Degraded, detail);
+        }
+        match tokio::time::timeout(PATIENCE, self.broker.work_stream()).await {
+            Ok(Ok(stream)) => check(HealthStatus::Ok, format!("{} messages wait", stream.messages)),
+            Ok(Err(e)) => check(HealthStatus::Degraded, format!("{e}: the sweep makes missing streams again")),
+            Err(_) => check(HealthStatus::Degraded, "gives no answer"),
+        }
+    }
+
+    async fn workers(&self) -> Check {
+        match tokio::time::timeout(PATIENCE, self.store.live_workers()).await {
+            Ok(Ok(0)) => check(HealthStatus::Degraded, "none is alive: jobs are kept until one starts"),
+            Ok(Ok(n)) => check(HealthStatus::Ok, format!("{n} alive")),
+            Ok(Err(_)) | Err(_) => check(HealthStatus::Degraded, "not known without Postgres"),
+        }
+    }
+}
+
+fn check(status: HealthStatus, detail: impl Into<String>) -> Check {
+    Check { status, detail: detail.into() }
+}

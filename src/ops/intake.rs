@@ -1,0 +1,197 @@
+//! The intake: jobs of all callers that wait are committed together, and published after the answer.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use super::error::{ApiError, Code};
+use crate::{
+    broker::{
+        Broker, Publisher,
+        events::{Event, EventState},
+        publish::Outgoing,
+        pull::wake_up_body,
+    },
+    config::Config,
+    flow::{Batcher, Budget, batcher::Size},
+    store::{
+        Error, Store,
+        enqueue::{Batch, Enqueued, NewJob},
+    },
+};
+
+/// Jobs in one statement. More lowers the number of commits but makes each caller wait longer.
+const BATCH: usize = 1000;
+/// Payload bytes that may wait, over all callers.
+const WAITING_BYTES: usize = 128 << 20;
+/// How long a batch may be tried again before its callers are told that the database is away. They are promised an
+/// answer within 2 s.
+const PATIENCE: Duration = Duration::from_millis(600);
+/// Batches whose wake-ups are on their way to the broker; beyond it the relay publishes them.
+const PUBLISHING: usize = 64;
+
+type Outcomes = Vec<Result<Enqueued, ApiError>>;
+
+/// The way in for new jobs.
+#[derive(Clone)]
+pub(crate) struct Intake {
+    batcher: Batcher<Vec<NewJob>, Outcomes>,
+    budget: Budget,
+}
+
+struct Lane {
+    store: Store,
+    broker: Broker,
+    publisher: Publisher,
+    publish_grace: Duration,
+    publishing: Arc<Semaphore>,
+    published: Batcher<Uuid, ()>,
+    relay: Arc<Notify>,
+    tasks: TaskTracker,
+}
+
+impl Intake {
+    pub fn start(
+        store: &Store,
+        broker: &Broker,
+        publisher: &Publisher,
+        config: &Config,
+        relay: Arc<Notify>,
+        tasks: &TaskTracker,
+    ) -> Self {
+        let lane = Arc::new(Lane {
+            store: store.clone(),
+            broker: broker.clone(),
+            publisher: publisher.clone(),
+            publish_grace: config.background.publish_grace,
+            publishing: Arc::new(Semaphore::new(PUBLISHING)),
+            published: clearer(store.clone(), tasks),
+            relay,
+            tasks: tasks.clone(),
+        });
+        let size = Size { weight: BATCH, lanes: 2, waiting: config.limits.intake };
+        let batcher = Batcher::start(size, Vec::len, tasks, move |groups| {
+            let lane = lane.clone();
+            async move { lane.carry_out(groups).await }
+        });
+        Self { batcher, budget: Budget::new(config.limits.intake, WAITING_BYTES) }
+    }
+
+    /// Commits jobs; the answers come in their order.
+    ///
+    /// # Errors
+    /// `overloaded` at once when too much waits already.
+    pub async fn submit(&self, jobs: Vec<NewJob>) -> Result<Outcomes, ApiError> {
+        let bytes = jobs.iter().map(|job| job.payload.get().len() + 512).sum();
+        let Some(_share) = self.budget.try_take(jobs.len(), bytes) else {
+            return Err(ApiError::overloaded("more jobs wait to be written than limits.intake allows"));
+        };
+        Ok(self.batcher.submit(jobs).await?)
+    }
+}
+
+/// Outbox rows that were published go together as well.
+fn clearer(store: Store, tasks: &TaskTracker) -> Batcher<Uuid, ()> {
+    let size = Size { weight: 1000, lanes: 1, waiting: 1000 };
+    Batcher::start(
+        size,
+        |_| 1,
+        tasks,
+        move |ids: Vec<Uuid>| {
+            let store = store.clone();
+            async move {
+                let n = ids.len();
+                if let Err(e) = store.clear_outbox(ids).await {
+                    tracing::debug!("the relay will publish {n} batches again: {e}");
+                }
+                vec![(); n]
+            }
+        },
+    )
+}
+
+impl Lane {
+    async fn carry_out(self: &Arc<Self>, groups: Vec<Vec<NewJob>>) -> Vec<Outcomes> {
+        let sizes: Vec<usize> = groups.iter().map(Vec::len).collect();
+        let jobs: Vec<NewJob> = groups.into_iter().flatten().collect();
+        let mut outcomes = self.commit(jobs, Instant::now()).await.into_iter();
+        sizes.into_iter().map(|n| outcomes.by_ref().take(n).collect()).collect()
+    }
+
+    async fn commit(self: &Arc<Self>, mut jobs: Vec<NewJob>, since: Instant) -> Outcomes {
+        loop {
+            match self.store.enqueue(&jobs, self.publish_grace).await {
+                Ok(batch) => {
+                    let outcomes = batch.outcomes.iter().cloned().map(Ok).collect();
+                    self.announce(jobs, batch);
+                    return outcomes;
+                }
+                // The ids are ours, so a repetition can't write a job twice, even if only the answer was lost.
+                Err(e) if e.is_transient() && since.elapsed() < PATIENCE => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                // One row that the database refuses must not harm its neighbours.
+                Err(Error::Rejected { .. }) if jobs.len() > 1 => {
+                    let right = jobs.split_off(jobs.len() / 2);
+                    let mut outcomes = Box::pin(self.commit(jobs, since)).await;
+                    outcomes.extend(Box::pin(self.commit(right, since)).await);
+                    return outcomes;
+                }
+                Err(Error::Rejected { source, .. }) => {
+                    tracing::warn!("the database refused a job: {source}");
+                    let refusal = ApiError::new(Code::InvalidPayload, "the database can't store this payload");
+                    return vec![Err(refusal)];
+                }
+                Err(e) => {
+                    let error = ApiError::from(e);
+                    return jobs.iter().map(|_| Err(error.clone())).collect();
+                }
+            }
+        }
+    }
+
+    /// Tells the broker, without the callers waiting for it: their jobs are safe already.
+    fn announce(self: &Arc<Self>, jobs: Vec<NewJob>, batch: Batch) {
+        let Ok(turn) = self.publishing.clone().try_acquire_owned() else { return };
+        if jobs.iter().any(|job| job.due != crate::store::enqueue::Due::Now) {
+            self.relay.notify_one();
+        }
+        let lane = self.clone();
+        self.tasks.spawn(async move {
+            let accepted: Vec<&NewJob> = jobs
+                .iter()
+                .zip(&batch.outcomes)
+                .filter(|(_, outcome)| **outcome == Enqueued::Accepted)
+                .map(|(job, _)| job)
+                .collect();
+            let events: Vec<Event> = accepted
+                .iter()
+                .map(|job| Event::new(job.id, job.job_type.as_str(), EventState::Enqueued, 0, None))
+                .collect();
+            // On the same connection and before the wake-ups, so that nobody sees a job start before it was there.
+            lane.broker.emit(&events).await;
+            let wake_up = |(place, index): (usize, &usize)| {
+                let job = &jobs[*index];
+                let target = format!("{}.{}", job.job_type, job.lane());
+                Outgoing {
+                    subject: lane.broker.subjects.wake_up_target(&target),
+                    message_id: format!("{}.{place}", batch.outbox_id),
+                    body: wake_up_body(job.id, &target),
+                }
+            };
+            let wake_ups: Vec<Outgoing> = batch.due.iter().enumerate().map(wake_up).collect();
+            drop(events);
+            let any = !wake_ups.is_empty();
+            let all_acked = lane.publisher.publish(wake_ups).await.into_iter().all(|acked| acked);
+            if any && all_acked {
+                let _ = lane.published.submit(batch.outbox_id).await;
+            }
+            drop(turn);
+        });
+    }
+}

@@ -1,0 +1,124 @@
+//! `listJobs`.
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+
+use super::{
+    Ops, Scope,
+    error::{ApiError, Code, Fault},
+    wire::{Job, ListReply, ListRequest},
+};
+use crate::{
+    job::{JobType, model::JobId},
+    store::query::{Filter, Include, Wanted},
+};
+
+const DEFAULT_LIMIT: i64 = 50;
+const MAX_LIMIT: i64 = 1000;
+const MAX_OFFSET: i64 = 100_000;
+/// Largest page, below the broker's usual `max_payload` of 1 MiB.
+const PAGE_BYTES: usize = 768 * 1024;
+/// First byte of a cursor, so that its form can change.
+const CURSOR_VERSION: u8 = 1;
+
+impl Ops {
+    /// # Errors
+    /// `invalid_request` with every fault.
+    pub async fn list_jobs(&self, scope: Scope<'_>, request: ListRequest) -> Result<ListReply, ApiError> {
+        let mut faults = Vec::new();
+        let mut fault = |path: &str, message: String| faults.push(Fault { path: path.into(), message });
+        let limit = request.limit.unwrap_or(DEFAULT_LIMIT);
+        if !(1..=MAX_LIMIT).contains(&limit) {
+            fault("/limit", format!("must be 1 to {MAX_LIMIT}"));
+        }
+        let offset = request.offset.unwrap_or(0);
+        if !(0..=MAX_OFFSET).contains(&offset) {
+            fault("/offset", format!("must be 0 to {MAX_OFFSET}; use cursor to go further"));
+        }
+        let mut states = Vec::new();
+        for (i, name) in request.status.map(|s| s.into_vec()).unwrap_or_default().iter().enumerate() {
+            match wanted(name) {
+                Some(state) => states.push(state),
+                None => fault(
+                    &format!("/status/{i}"),
+                    format!(
+                        "{name:.40?} is no status; there are pending, scheduled, retrying, processing, completed, failed, cancelled"
+                    ),
+                ),
+            }
+        }
+        let mut include = Include::default();
+        for (i, name) in request.include.map(|s| s.into_vec()).unwrap_or_default().iter().enumerate() {
+            match name.as_str() {
+                "payload" => include.payload = true,
+                "result" => include.result = true,
+                "errors" => include.errors = true,
+                _ => fault(
+                    &format!("/include/{i}"),
+                    format!("{name:.40?} can't be included; payload, result and errors can"),
+                ),
+            }
+        }
+        if request.r#type.as_ref().is_some_and(|name| JobType::new(name.as_str()).is_err()) {
+            fault("/type", crate::job::BadType.to_string());
+        }
+        let before = request.cursor.as_deref().map(|text| {
+            from_cursor(text).unwrap_or_else(|| {
+                fault("/cursor", "is none of ours; give nextCursor of the page before, unchanged".into());
+                JobId::nil()
+            })
+        });
+        if !faults.is_empty() {
+            return Err(ApiError::faults(Code::InvalidRequest, faults));
+        }
+        // Seen from a scope, jobs of other types are not there.
+        if scope.is_some_and(|scope| request.r#type.as_deref().is_some_and(|name| name != scope.as_str())) {
+            return Ok(ListReply { jobs: Vec::new(), limit: limit as u64, offset: offset as u64, next_cursor: None });
+        }
+        let job_type = scope.map(|scope| scope.as_str().to_owned()).or(request.r#type);
+        let filter = Filter { states, job_type, tag: request.tag, before };
+        let page = self.store.list(&filter, limit as u64, offset as u64, include, PAGE_BYTES).await?;
+        let last = page.rows.last().map(|row| row.id).filter(|_| page.more);
+        Ok(ListReply {
+            jobs: page.rows.into_iter().map(Job::from).collect(),
+            limit: limit as u64,
+            offset: offset as u64,
+            next_cursor: last.map(to_cursor),
+        })
+    }
+}
+
+fn wanted(name: &str) -> Option<Wanted> {
+    match name {
+        "scheduled" => Some(Wanted::Scheduled),
+        "retrying" => Some(Wanted::Retrying),
+        status => status.parse().ok().map(Wanted::Status),
+    }
+}
+
+fn to_cursor(last: JobId) -> String {
+    let mut bytes = vec![CURSOR_VERSION];
+    bytes.extend(last.as_bytes());
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+fn from_cursor(text: &str) -> Option<JobId> {
+    let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+    match bytes.split_first() {
+        Some((&CURSOR_VERSION, id)) => JobId::from_slice(id).ok(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_comes_back_as_it_was_and_forged_ones_are_refused() {
+        let id = JobId::now_v7();
+        assert_eq!(from_cursor(&to_cursor(id)), Some(id));
+        for forged in ["", "x", "AAAA", &"A".repeat(10_000), "' or 1=1", &id.to_string()] {
+            assert_eq!(from_cursor(forged), None, "{forged:.40}");
+        }
+    }
+}

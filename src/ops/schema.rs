@@ -1,0 +1,92 @@
+//! The verbs, and `getSchema`: the JSON Schema of each request and reply, made from the types themselves.
+
+use schemars::{JsonSchema, schema_for};
+use serde_json::Value;
+
+use super::{
+    error::{ApiError, Code},
+    wire::{self, SchemaReply, SchemaRequest},
+};
+
+/// What can be asked by RPC. The name is the subject's token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verb {
+    Enqueue,
+    EnqueueMany,
+    GetJob,
+    ListJobs,
+    RetryJob,
+    CancelJob,
+    GetStats,
+    WaitJob,
+    ListTypes,
+    PauseType,
+    ResumeType,
+    GetSchema,
+}
+
+pub const VERBS: [Verb; 12] = [
+    Verb::Enqueue,
+    Verb::EnqueueMany,
+    Verb::GetJob,
+    Verb::ListJobs,
+    Verb::RetryJob,
+    Verb::CancelJob,
+    Verb::GetStats,
+    Verb::WaitJob,
+    Verb::ListTypes,
+    Verb::PauseType,
+    Verb::ResumeType,
+    Verb::GetSchema,
+];
+
+impl Verb {
+    pub fn name(self) -> &'static str {
+        match self {
+            Verb::Enqueue => "enqueue",
+            Verb::EnqueueMany => "enqueueMany",
+            Verb::GetJob => "getJob",
+            Verb::ListJobs => "listJobs",
+            Verb::RetryJob => "retryJob",
+            Verb::CancelJob => "cancelJob",
+            Verb::GetStats => "getStats",
+            Verb::WaitJob => "waitJob",
+            Verb::ListTypes => "listTypes",
+            Verb::PauseType => "pauseType",
+            Verb::ResumeType => "resumeType",
+            Verb::GetSchema => "getSchema",
+        }
+    }
+
+    /// JSON Schemas of request and reply.
+    pub fn schemas(self) -> (Value, Value) {
+        match self {
+            Verb::Enqueue => pair::<wire::EnqueueRequest, wire::EnqueueReply>(),
+            Verb::EnqueueMany => pair::<wire::EnqueueManyRequest, wire::EnqueueManyReply>(),
+            Verb::GetJob | Verb::RetryJob => pair::<wire::JobRequest, wire::Job>(),
+            Verb::ListJobs => pair::<wire::ListRequest, wire::ListReply>(),
+            Verb::CancelJob => pair::<wire::CancelRequest, wire::Job>(),
+            Verb::GetStats => pair::<wire::Empty, wire::Stats>(),
+            Verb::WaitJob => pair::<wire::WaitRequest, wire::Job>(),
+            Verb::ListTypes => pair::<wire::Empty, wire::TypesReply>(),
+            Verb::PauseType | Verb::ResumeType => pair::<wire::TypeRequest, wire::TypeInfo>(),
+            Verb::GetSchema => pair::<wire::SchemaRequest, wire::SchemaReply>(),
+        }
+    }
+}
+
+fn pair<Request: JsonSchema, Reply: JsonSchema>() -> (Value, Value) {
+    (schema_for!(Request).to_value(), schema_for!(Reply).to_value())
+}
+
+/// # Errors
+/// `invalid_request` for verbs that there are not.
+pub fn of_verb(request: SchemaRequest) -> Result<SchemaReply, ApiError> {
+    let Some(verb) = VERBS.into_iter().find(|verb| verb.name() == request.verb) else {
+        let known: Vec<&str> = VERBS.into_iter().map(Verb::name).collect();
+        let message = format!("{:.40?} is no verb; there are {}", request.verb, known.join(", "));
+        return Err(ApiError::fault(Code::InvalidRequest, "/verb", message));
+    };
+    let (request, reply) = verb.schemas();
+    Ok(SchemaReply { verb: verb.name().to_owned(), request, reply })
+}

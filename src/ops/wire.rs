@@ -1,0 +1,352 @@
+//! Requests and replies as they are on the wire (wire contract, v1). A change here is a change for users.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::{
+    error::Problem,
+    input::{IdText, Span},
+};
+use crate::{
+    job::{Status, model::JobId},
+    store::entity::job::Model,
+};
+
+/// A request to run a job.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EnqueueRequest {
+    /// One of the types of `listTypes`. May be left out where the subject names it.
+    #[serde(default)]
+    pub r#type: Option<String>,
+    /// What the type asks for, at most `limits.payload` (512 KiB) of JSON.
+    #[schemars(with = "serde_json::Value")]
+    pub payload: Box<RawValue>,
+    /// From -9 to 9, higher runs sooner; 0 unless given.
+    #[serde(default)]
+    #[schemars(range(min = -9, max = 9))]
+    pub priority: Option<i64>,
+    /// From 1 to 100; the type's own setting unless given.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 100))]
+    pub max_attempts: Option<i64>,
+    /// Not before this much time has passed; not together with `runAt`.
+    #[serde(default)]
+    pub delay: Option<Span>,
+    /// Not before this time, RFC 3339 with zone, at most 10 years ahead; a past time means now.
+    #[serde(default)]
+    #[schemars(with = "Option<DateTime<Utc>>")]
+    pub run_at: Option<String>,
+    /// At most 255 characters. A repeated key names the job that it made first.
+    #[serde(default)]
+    #[schemars(length(min = 1, max = 255))]
+    pub idempotency_key: Option<String>,
+    /// At most 20 of at most 64 characters.
+    #[serde(default)]
+    pub tags: Option<Vec<String>>,
+    /// Longest run of one attempt, 100 ms to 24 h.
+    #[serde(default)]
+    pub timeout: Option<Span>,
+}
+
+/// Answer to an enqueue.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EnqueueReply {
+    pub job_id: Uuid,
+    pub status: Status,
+    /// Whether the idempotency key named a job that was there already.
+    pub duplicate: bool,
+}
+
+/// Up to a thousand requests at once. Each is judged by itself.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EnqueueManyRequest {
+    #[schemars(with = "Vec<EnqueueRequest>", length(min = 1, max = 1000))]
+    pub jobs: Vec<Box<RawValue>>,
+}
+
+/// Answers in the order of the requests.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct EnqueueManyReply {
+    pub results: Vec<EnqueueResult>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum EnqueueResult {
+    Accepted(EnqueueReply),
+    Refused { error: Box<Problem> },
+}
+
+/// Names one job; the bare id as text does too.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct JobRequest {
+    pub job_id: IdText,
+}
+
+impl From<JobId> for JobRequest {
+    fn from(id: JobId) -> Self {
+        Self { job_id: IdText(id) }
+    }
+}
+
+/// Names the job to cancel; the bare id as text does too.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CancelRequest {
+    pub job_id: IdText,
+    /// For people, at most 500 characters; kept with the job.
+    #[serde(default)]
+    #[schemars(length(max = 500))]
+    pub reason: Option<String>,
+}
+
+impl From<JobId> for CancelRequest {
+    fn from(id: JobId) -> Self {
+        Self { job_id: IdText(id), reason: None }
+    }
+}
+
+/// Names the job to wait for; the bare id as text waits 30 s.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct WaitRequest {
+    pub job_id: IdText,
+    /// 0 to 300000; 30000 unless given.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 300_000))]
+    pub timeout_ms: Option<i64>,
+}
+
+impl From<JobId> for WaitRequest {
+    fn from(id: JobId) -> Self {
+        Self { job_id: IdText(id), timeout_ms: None }
+    }
+}
+
+/// Which jobs to list, newest first.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ListRequest {
+    /// A status or a list of them; `scheduled` and `retrying` are kinds of pending.
+    #[serde(default)]
+    pub status: Option<OneOrMany>,
+    #[serde(default)]
+    pub r#type: Option<String>,
+    #[serde(default)]
+    pub tag: Option<String>,
+    /// 1 to 1000; 50 unless given. A page that would pass 768 KiB ends early.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 1000))]
+    pub limit: Option<i64>,
+    /// 0 to 100000. For more use `cursor`, which costs the same on every page.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 100_000))]
+    pub offset: Option<i64>,
+    /// `nextCursor` of the page before.
+    #[serde(default)]
+    pub cursor: Option<String>,
+    /// Which of `payload`, `result` and `errors` to show.
+    #[serde(default)]
+    pub include: Option<OneOrMany>,
+}
+
+/// `"a"` or `["a", "b"]`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl OneOrMany {
+    pub fn into_vec(self) -> Vec<String> {
+        match self {
+            OneOrMany::One(text) => vec![text],
+            OneOrMany::Many(texts) => texts,
+        }
+    }
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ListReply {
+    pub jobs: Vec<Job>,
+    pub limit: u64,
+    pub offset: u64,
+    /// Give it as `cursor` to see older jobs; null when there are none.
+    pub next_cursor: Option<String>,
+}
+
+/// A job as everybody sees it. Absent facts are null, never missing.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Job {
+    pub id: Uuid,
+    pub r#type: String,
+    pub status: Status,
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub payload: Option<Box<RawValue>>,
+    pub priority: i16,
+    /// Attempts spent since the job was made or last retried by hand.
+    pub attempts: i16,
+    pub max_attempts: i16,
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub result: Option<Box<RawValue>>,
+    /// The last failure, or why it was cancelled.
+    pub error: Option<String>,
+    /// One entry per failed attempt, oldest first: `{attempt, at, message, kind}`.
+    #[schemars(with = "Option<Vec<AttemptError>>")]
+    pub errors: Option<Box<RawValue>>,
+    #[schemars(with = "Option<crate::handlers::Progress>")]
+    pub progress: Option<Box<RawValue>>,
+    pub tags: Vec<String>,
+    pub idempotency_key: Option<String>,
+    pub worker_id: Option<String>,
+    #[serde(serialize_with = "time")]
+    pub created_at: DateTime<Utc>,
+    #[serde(serialize_with = "time")]
+    pub run_at: DateTime<Utc>,
+    #[serde(serialize_with = "optional_time")]
+    pub started_at: Option<DateTime<Utc>>,
+    #[serde(serialize_with = "optional_time")]
+    pub finished_at: Option<DateTime<Utc>>,
+}
+
+/// An entry of `errors`.
+#[derive(JsonSchema)]
+#[allow(dead_code)] // Only its schema is used: entries go through as the database has them.
+pub struct AttemptError {
+    attempt: u16,
+    at: DateTime<Utc>,
+    message: String,
+    kind: crate::job::FailureKind,
+}
+
+impl From<Model> for Job {
+    fn from(row: Model) -> Self {
+        let raw = |text: Option<String>| text.and_then(|text| RawValue::from_string(text).ok());
+        let status: Status = row.status.parse().unwrap_or(Status::Pending);
+        let error = match status {
+            Status::Completed => None,
+            Status::Cancelled => row.cancel_reason.or(row.error),
+            Status::Pending | Status::Processing | Status::Failed => row.error,
+        };
+        Self {
+            id: row.id,
+            r#type: row.r#type,
+            status,
+            payload: raw(row.payload),
+            priority: row.priority,
+            attempts: row.attempt,
+            max_attempts: row.max_attempts,
+            result: raw(row.result),
+            error,
+            errors: raw(row.errors),
+            progress: raw(row.progress),
+            tags: row.tags.unwrap_or_default(),
+            idempotency_key: row.idempotency_key,
+            worker_id: row.worker_id,
+            created_at: row.created_at,
+            run_at: row.run_at,
+            started_at: row.started_at,
+            finished_at: row.finished_at,
+        }
+    }
+}
+
+fn time<S: Serializer>(at: &DateTime<Utc>, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&at.to_rfc3339_opts(SecondsFormat::Micros, true))
+}
+
+fn optional_time<S: Serializer>(at: &Option<DateTime<Utc>>, to: S) -> Result<S::Ok, S::Error> {
+    match at {
+        Some(at) => time(at, to),
+        None => to.serialize_none(),
+    }
+}
+
+/// Numbers of jobs. Exact at the moment of the answer.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Stats {
+    pub total: i64,
+    #[serde(flatten)]
+    pub all: StatusCounts,
+    /// Completed jobs as a share of `total`, for instance `"80.00%"`.
+    pub completion_rate: String,
+    /// Failed jobs as a share of `total`.
+    pub failure_rate: String,
+    pub by_type: BTreeMap<String, StatusCounts>,
+    /// For how long the oldest due job has waited; null when none waits.
+    pub oldest_pending_seconds: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct StatusCounts {
+    pub pending: i64,
+    pub processing: i64,
+    pub completed: i64,
+    pub failed: i64,
+    pub cancelled: i64,
+}
+
+/// Names a type.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TypeRequest {
+    #[serde(default)]
+    pub r#type: Option<String>,
+}
+
+/// No request.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Empty {}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct TypesReply {
+    pub types: Vec<TypeInfo>,
+}
+
+/// A job type and what is set for it.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TypeInfo {
+    pub r#type: String,
+    pub description: String,
+    /// Where its work is done; `builtin`: by the service itself.
+    pub handler: String,
+    /// Paused types take jobs, but start none.
+    pub paused: bool,
+    pub timeout: String,
+    pub concurrency: usize,
+    pub max_attempts: u16,
+    /// Delays after the failed attempts, the last one repeats.
+    pub retry_delays: Vec<String>,
+    /// JSON Schema of the payload.
+    pub schema: serde_json::Value,
+}
+
+/// Names a verb.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SchemaRequest {
+    pub verb: String,
+}
+
+/// JSON Schemas (2020-12) of a verb.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct SchemaReply {
+    pub verb: String,
+    pub request: serde_json::Value,
+    pub reply: serde_json::Value,
+}

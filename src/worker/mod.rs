@@ -1,0 +1,175 @@
+//! The run path: pull → claim → run → settle → finish → ack.
+//!
+//! An ack always follows the commit of the outcome; a worker that lost its lease neither writes nor acks.
+
+mod claims;
+mod heartbeat;
+mod outcomes;
+mod puller;
+mod run;
+mod running;
+mod slots;
+
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
+
+use tokio::sync::{Notify, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    broker::Broker,
+    config::{Config, TypeSettings},
+    handlers::{AnyHandler, Registry},
+    store::Store,
+};
+use heartbeat::{Heartbeat, Watermarks};
+use running::Running;
+
+/// What a worker needs of the rest of the service.
+#[derive(Clone)]
+pub struct Deps {
+    pub store: Store,
+    pub broker: Broker,
+    pub config: Arc<Config>,
+    /// Rung when a dead letter was written, so that it is published at once.
+    pub relay: Arc<Notify>,
+}
+
+/// A worker of this process: all its types, under one lease.
+pub struct Worker {
+    shared: Arc<Shared>,
+    pullers: TaskTracker,
+    stop_pulling: CancellationToken,
+    heartbeat: Heartbeat,
+}
+
+/// What the runs of one worker have in common.
+pub(crate) struct Shared {
+    pub id: String,
+    pub deps: Deps,
+    pub claims: claims::Claims,
+    pub outcomes: outcomes::Outcomes,
+    pub running: Running,
+    pub watermarks: Watermarks,
+    /// Paused types, as far as this process knows; the claim's own check is the one that counts.
+    pub paused: watch::Sender<Vec<String>>,
+    /// Runs and the batchers that they wait for.
+    pub tasks: TaskTracker,
+    /// Set when runs are cut off, so that no further one starts.
+    pub draining: AtomicBool,
+}
+
+/// One job type as this worker runs it.
+pub(crate) struct Lineup {
+    pub handler: Arc<AnyHandler>,
+    pub settings: TypeSettings,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("worker.types names '{0}', which this program does not know; `queue-service types` lists the known ones")]
+    UnknownType(String),
+    #[error("types.{0}: {1}")]
+    Settings(String, String),
+    #[error("the connection to NATS is closed")]
+    Closed(#[from] async_nats::SubscribeError),
+    #[error("the heartbeat's thread can't be started")]
+    Thread(#[from] std::io::Error),
+}
+
+impl Worker {
+    /// Starts pulling and running jobs of all types that the settings name.
+    ///
+    /// # Errors
+    /// Settings that do not fit.
+    pub async fn start(deps: Deps, registry: &Registry) -> Result<Self, Error> {
+        let lineups = lineups(&deps.config, registry)?;
+        let id = worker_id();
+        let batch_tasks = TaskTracker::new();
+        let watermarks = Watermarks::default();
+        let heartbeat = Heartbeat::start(&deps, id.clone(), watermarks.clone())?;
+        // Without a lease every claim would look like the run of a dead worker.
+        heartbeat.first_beat().await;
+        let shared = Arc::new(Shared {
+            claims: claims::start(&deps, &id, &batch_tasks),
+            outcomes: outcomes::start(&deps, &batch_tasks),
+            running: Running::default(),
+            watermarks,
+            paused: watch::channel(Vec::new()).0,
+            tasks: batch_tasks,
+            draining: AtomicBool::new(false),
+            id,
+            deps,
+        });
+        let (pullers, stop_pulling) = (TaskTracker::new(), CancellationToken::new());
+        pullers.spawn(running::obey_cancels(shared.clone(), stop_pulling.clone()));
+        pullers.spawn(puller::watch_pauses(shared.clone(), stop_pulling.clone()));
+        pullers.spawn(running::speak_for_runs(shared.clone(), stop_pulling.clone()));
+        for lineup in lineups {
+            let puller = puller::Puller::open(shared.clone(), lineup, stop_pulling.clone()).await?;
+            pullers.spawn(puller.work());
+        }
+        tracing::info!(worker.id = %shared.id, "worker started");
+        Ok(Self { shared, pullers, stop_pulling, heartbeat })
+    }
+
+    pub fn id(&self) -> &str {
+        &self.shared.id
+    }
+
+    /// Stops pulling, lets running jobs end for up to `worker.drain`, hands back the rest without spending their
+    /// attempt, and returns when every outcome is written. `hurry` cuts the wait short.
+    pub async fn drain(self, hurry: CancellationToken) {
+        let Self { shared, pullers, stop_pulling, heartbeat } = self;
+        stop_pulling.cancel();
+        let drain = shared.deps.config.worker.drain;
+        let ended = async { shared.running.wait_empty().await };
+        tokio::select! {
+            _ = ended => {}
+            _ = tokio::time::sleep(drain) => tracing::warn!("handing back the jobs that still run after {drain:?}"),
+            _ = hurry.cancelled() => tracing::warn!("handing back the jobs that still run"),
+        }
+        shared.draining.store(true, std::sync::atomic::Ordering::SeqCst);
+        shared.running.interrupt_all();
+        shared.running.wait_empty().await;
+        pullers.close();
+        pullers.wait().await;
+        let (id, store, tasks) = (shared.id.clone(), shared.deps.store.clone(), shared.tasks.clone());
+        // The batchers end with the last handle to them.
+        drop(shared);
+        tasks.close();
+        let _ = tokio::time::timeout(Duration::from_secs(10), tasks.wait()).await;
+        heartbeat.stop().await;
+        if let Err(e) = store.deregister(&id).await {
+            tracing::debug!("the worker's row expires by itself: {e}");
+        }
+        tracing::info!(worker.id = %id, "worker stopped");
+    }
+}
+
+fn lineups(config: &Config, registry: &Registry) -> Result<Vec<Lineup>, Error> {
+    let wanted = &config.worker.types;
+    if let Some(unknown) = wanted.iter().find(|name| registry.get(name).is_none()) {
+        return Err(Error::UnknownType(unknown.clone()));
+    }
+    let lineup = |handler: &Arc<AnyHandler>| {
+        let name = handler.job_type.as_str();
+        let settings = config.type_settings(name).map_err(|e| Error::Settings(name.to_owned(), e))?;
+        Ok(Lineup { handler: handler.clone(), settings })
+    };
+    registry
+        .iter()
+        .filter(|handler| wanted.is_empty() || wanted.iter().any(|name| name == handler.job_type.as_str()))
+        .map(lineup)
+        .collect()
+}
+
+/// Names the process for people, and no other process ever again.
+fn worker_id() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host: String = host.trim().chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(40).collect();
+    let host = if host.is_empty() { "worker".to_owned() } else { host };
+    format!("{host}-{}-{:08x}", std::process::id(), rand::random::<u32>())
+}

@@ -1,0 +1,76 @@
+//! Recording outcomes in batches. A finished result is kept until the database has it, however long that takes.
+
+use std::time::Duration;
+
+use tokio_util::task::TaskTracker;
+
+use super::Deps;
+use crate::{
+    flow::{Batcher, batcher::Size},
+    job::{Failure, Verdict},
+    store::{
+        Error, Store,
+        finish::{Recorded, Retried, Settlement},
+    },
+};
+
+pub(crate) type Outcomes = Batcher<Settlement, Recorded>;
+
+/// Outcomes and bytes of results in one statement, whichever comes first (see [`weigh`]).
+const FULL: usize = 500;
+
+pub(crate) fn start(deps: &Deps, tasks: &TaskTracker) -> Outcomes {
+    let size = Size { weight: FULL, lanes: 2, waiting: 4096 };
+    let store = deps.store.clone();
+    Batcher::start(size, weigh, tasks, move |batch: Vec<Settlement>| {
+        let store = store.clone();
+        async move { record(&store, batch).await }
+    })
+}
+
+/// One for the outcome itself, and one for each 16 KiB of its result, so that a batch stays below about 8 MiB.
+fn weigh(settlement: &Settlement) -> usize {
+    match &settlement.verdict {
+        Verdict::Complete { result } => 1 + result.get().len() / (16 * 1024),
+        _ => 1,
+    }
+}
+
+/// Never gives up on a database that is away: the messages are kept alive meanwhile, and if the lease runs out, the
+/// fence decides.
+async fn record(store: &Store, mut batch: Vec<Settlement>) -> Vec<Recorded> {
+    let mut retried = Retried::No;
+    let mut pause = Duration::from_millis(50);
+    let mut partitions_made = false;
+    loop {
+        match store.finish(&batch, retried).await {
+            Ok(recorded) => return recorded,
+            Err(Error::Rejected { source, .. }) if batch.len() == 1 => {
+                // A partition of today may be missing when the service slept over several midnights.
+                if !partitions_made && store.make_partitions().await.is_ok() {
+                    partitions_made = true;
+                    continue;
+                }
+                tracing::error!(job.id = %batch[0].id, "an outcome can't be stored: {source}");
+                let failure = Failure::permanent("the outcome of the run can't be stored");
+                if matches!(batch[0].verdict, Verdict::DeadLetter { .. }) {
+                    return vec![Recorded::LeaseLost];
+                }
+                batch[0].verdict = Verdict::DeadLetter { failure };
+            }
+            // One outcome that can't be stored must not hold up its neighbours.
+            Err(Error::Rejected { .. }) => {
+                let right = batch.split_off(batch.len() / 2);
+                let mut recorded = Box::pin(record(store, batch)).await;
+                recorded.extend(Box::pin(record(store, right)).await);
+                return recorded;
+            }
+            Err(e) => {
+                tracing::warn!("could not record {} outcomes, trying again: {e}", batch.len());
+                retried = Retried::Yes;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(1));
+            }
+        }
+    }
+}

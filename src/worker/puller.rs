@@ -1,0 +1,178 @@
+//! One task per type: asks each lane for as much as there are free slots, and starts what comes.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::StreamExt;
+use tokio_util::sync::CancellationToken;
+
+use super::{Lineup, Shared, run, slots::Slots};
+use crate::{
+    broker::pull::{Delivery, LanePull},
+    job::Lane,
+};
+
+/// How long a message may wait here for a slot before another worker shall have it.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Every so many starts the normal lane goes first, and every twice as many the low one, so that none starves.
+const SHARE: u64 = 10;
+
+pub(crate) struct Puller {
+    shared: Arc<Shared>,
+    lineup: Arc<Lineup>,
+    slots: Slots,
+    lanes: [LanePull; 3],
+    waiting: [VecDeque<Delivery>; 3],
+    started: u64,
+    full_since: Option<Instant>,
+    stop: CancellationToken,
+}
+
+impl Puller {
+    /// # Errors
+    /// The client is closed.
+    pub async fn open(
+        shared: Arc<Shared>,
+        lineup: Lineup,
+        stop: CancellationToken,
+    ) -> Result<Self, async_nats::SubscribeError> {
+        let (broker, name) = (&shared.deps.broker, lineup.handler.job_type.as_str());
+        let lanes = [
+            LanePull::open(broker, name, Lane::High).await?,
+            LanePull::open(broker, name, Lane::Normal).await?,
+            LanePull::open(broker, name, Lane::Low).await?,
+        ];
+        Ok(Self {
+            slots: Slots::new(lineup.settings.concurrency),
+            lineup: Arc::new(lineup),
+            lanes,
+            waiting: Default::default(),
+            started: 0,
+            full_since: None,
+            stop,
+            shared,
+        })
+    }
+
+    pub async fn work(mut self) {
+        let mut tick = tokio::time::interval(Duration::from_millis(500));
+        let mut paused = self.shared.paused.subscribe();
+        let mut is_paused = false;
+        loop {
+            self.start_waiting();
+            if !is_paused {
+                self.ask().await;
+            }
+            let [high, normal, low] = &mut self.lanes;
+            tokio::select! {
+                biased;
+                _ = self.stop.cancelled() => break,
+                Some(delivery) = high.next() => self.waiting[0].push_back(delivery),
+                Some(delivery) = normal.next() => self.waiting[1].push_back(delivery),
+                Some(delivery) = low.next() => self.waiting[2].push_back(delivery),
+                _ = self.slots.freed() => {}
+                Ok(()) = paused.changed() => {
+                    let name = self.lineup.handler.job_type.as_str();
+                    is_paused = paused.borrow_and_update().iter().any(|paused| paused == name);
+                }
+                _ = tick.tick() => {
+                    self.lanes.iter_mut().for_each(LanePull::tick);
+                    self.hand_on().await;
+                }
+            }
+        }
+        self.give_back().await;
+    }
+
+    fn start_waiting(&mut self) {
+        while self.waiting.iter().any(|queue| !queue.is_empty()) {
+            let Some(slot) = self.slots.try_take() else {
+                self.full_since.get_or_insert_with(Instant::now);
+                return;
+            };
+            let Some(delivery) = self.pick() else { return };
+            let (shared, lineup) = (self.shared.clone(), self.lineup.clone());
+            // Not on the tracker of the batchers: that is waited for after the last run has ended.
+            tokio::spawn(async move {
+                run::carry_out(shared, lineup, delivery).await;
+                drop(slot);
+            });
+        }
+        self.full_since = None;
+    }
+
+    fn pick(&mut self) -> Option<Delivery> {
+        self.started += 1;
+        let order = match self.started {
+            n if n.is_multiple_of(2 * SHARE) => [2, 0, 1],
+            n if n.is_multiple_of(SHARE) => [1, 2, 0],
+            _ => [0, 1, 2],
+        };
+        order.into_iter().find_map(|lane| self.waiting[lane].pop_front())
+    }
+
+    async fn ask(&mut self) {
+        let free = self.slots.free();
+        let batch = self.shared.deps.config.worker.batch;
+        for (lane, waiting) in self.lanes.iter_mut().zip(&self.waiting) {
+            let missing = free.saturating_sub(lane.credit() + waiting.len());
+            // By quarters, so that a busy worker asks for many at once and not for each freed slot.
+            if missing > 0 && (lane.credit() == 0 || missing >= self.slots.size / 4) {
+                lane.request(missing.min(batch)).await;
+            }
+        }
+    }
+
+    /// Lets other workers have what can't be started here.
+    async fn hand_on(&mut self) {
+        if self.full_since.is_some_and(|since| since.elapsed() > PATIENCE) {
+            self.full_since = None;
+            self.nak_waiting().await;
+        }
+    }
+
+    /// At the end: what waits, and what is still on its way, goes back at once.
+    async fn give_back(&mut self) {
+        self.nak_waiting().await;
+        let on_its_way = self.lanes.iter().any(|lane| lane.credit() > 0);
+        if on_its_way {
+            let rest = async {
+                for lane in &mut self.lanes {
+                    while let Ok(Some(delivery)) = tokio::time::timeout(Duration::from_millis(20), lane.next()).await {
+                        delivery.split().1.nak(&self.shared.deps.broker, Duration::ZERO).await;
+                    }
+                }
+            };
+            let _ = tokio::time::timeout(Duration::from_secs(1), rest).await;
+        }
+    }
+
+    async fn nak_waiting(&mut self) {
+        for delivery in self.waiting.iter_mut().flat_map(|queue| queue.drain(..)) {
+            delivery.split().1.nak(&self.shared.deps.broker, Duration::ZERO).await;
+        }
+    }
+}
+
+/// Keeps the list of paused types: told by signals, and read every few seconds in case one got lost.
+pub(crate) async fn watch_pauses(shared: Arc<Shared>, stop: CancellationToken) {
+    let Ok(mut changes) = shared.deps.broker.types_changes().await else { return };
+    let mut tick = tokio::time::interval(Duration::from_secs(2));
+    loop {
+        tokio::select! {
+            _ = stop.cancelled() => return,
+            _ = tick.tick() => {}
+            Some(_) = changes.next() => {}
+        }
+        if let Ok(paused) = shared.deps.store.paused_types().await {
+            shared.paused.send_if_modified(|known| {
+                let new = *known != paused;
+                *known = paused;
+                new
+            });
+        }
+    }
+}

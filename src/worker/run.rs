@@ -1,0 +1,249 @@
+//! The life of one delivered message: claim, run, settle, record, answer.
+
+use std::{
+    sync::{Arc, PoisonError, atomic::Ordering},
+    time::Duration,
+};
+
+use serde_json::value::RawValue;
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::{
+    Lineup, Shared,
+    running::{Run, StopCause},
+};
+use crate::{
+    broker::{
+        events::{Event, EventState},
+        pull::Delivery,
+    },
+    handlers::{RunContext, context::Notes},
+    job::{Failure, FailureKind, Outcome, Status, Verdict, json, settle},
+    store::{
+        claim::{Claim, Claimed, Refused},
+        finish::{Recorded, Settlement, WakeUp},
+    },
+};
+
+/// A delay beyond this is kept in the outbox, not in the broker.
+const LONGEST_NAK: Duration = Duration::from_secs(3600);
+/// When a message comes again whose row can't be looked at, or whose type is paused.
+const LATER: Duration = Duration::from_secs(1);
+
+/// Carries out what a message asks for. Returns when it is answered, or when it must not be.
+pub(crate) async fn carry_out(shared: Arc<Shared>, lineup: Arc<Lineup>, delivery: Delivery) {
+    let broker = &shared.deps.broker;
+    let (wake_up, ack) = delivery.split();
+    let Ok(wake_up) = wake_up else {
+        tracing::warn!("removed a message on a job subject that is no wake-up");
+        return ack.term(broker, "not a wake-up").await;
+    };
+    let run = Arc::new(Run::new(wake_up.id, wake_up.job_type.clone(), ack));
+    let key = shared.running.add(run.clone());
+    carry_out_tracked(&shared, &lineup, &run).await;
+    run.let_go();
+    shared.running.remove(key);
+}
+
+async fn carry_out_tracked(shared: &Arc<Shared>, lineup: &Lineup, run: &Arc<Run>) {
+    let broker = &shared.deps.broker;
+    if shared.draining.load(Ordering::SeqCst) {
+        run.let_go();
+        return run.ack.nak(broker, Duration::ZERO).await;
+    }
+    let claim = shared.claims.submit((run.id, run.job_type.clone())).await;
+    let job = match claim {
+        Ok(Some(Claim::Won(job))) => job,
+        Ok(Some(Claim::Refused(refused))) => return refuse(shared, run, refused).await,
+        Ok(None) | Err(_) => {
+            run.let_go();
+            return run.ack.nak(broker, LATER).await;
+        }
+    };
+    shared.watermarks.raise(&job);
+    let attempt = job.attempt as u16;
+    *run.claimed.lock().unwrap_or_else(PoisonError::into_inner) = (job.run, attempt);
+    broker.emit(&[Event::new(job.id, &job.r#type, EventState::Started, attempt, Some(&shared.id))]).await;
+
+    let outcome = run_handler(shared, lineup, run, &job).await;
+    // What the handler said last belongs to the record as well.
+    super::running::write_notes_of(shared, run).await;
+    let verdict = settle(attempt, job.max_attempts as u16, &lineup.settings.retry, outcome, rand::random());
+    let told = News::of(&verdict);
+    let (wake_up, delay) = match &verdict {
+        Verdict::Retry { delay, .. } | Verdict::HandBack { delay } if *delay > LONGEST_NAK => (WakeUp::Outbox, *delay),
+        Verdict::Retry { delay, .. } | Verdict::HandBack { delay } => (WakeUp::NotNeeded, *delay),
+        Verdict::Complete { .. } | Verdict::DeadLetter { .. } | Verdict::Cancel => (WakeUp::NotNeeded, Duration::ZERO),
+    };
+    let settlement = Settlement { id: job.id, run: job.run, verdict, wake_up };
+    let recorded = shared.outcomes.submit(settlement).await;
+    run.let_go();
+    match recorded {
+        Ok(Recorded::As(status)) => {
+            told.tell(shared, &job, status).await;
+            if status == Status::Failed {
+                shared.deps.relay.notify_one();
+            }
+            if status == Status::Pending && wake_up == WakeUp::NotNeeded {
+                run.ack.nak(broker, delay).await;
+            } else {
+                run.ack.ack(broker).await;
+            }
+        }
+        // Somebody else holds the job and its message: neither ack nor nak is ours to give.
+        Ok(Recorded::LeaseLost) => {
+            tracing::warn!(job.id = %job.id, job.run = job.run, "lost the lease of job {}; its outcome was dropped", job.id);
+        }
+        Err(_) => {}
+    }
+}
+
+async fn refuse(shared: &Shared, run: &Run, refused: Refused) {
+    let broker = &shared.deps.broker;
+    run.let_go();
+    match refused {
+        Refused::Over => run.ack.ack(broker).await,
+        // Half a millisecond on top, so that rounding never makes it early a second time.
+        Refused::NotDue(remaining) if remaining <= LONGEST_NAK => {
+            run.ack.nak(broker, remaining + Duration::from_micros(500)).await;
+        }
+        Refused::NotDue(_) => run.ack.nak(broker, LONGEST_NAK).await,
+        Refused::Paused => run.ack.nak(broker, LATER).await,
+        // Kept as a hint for the case that the holder dies: by then its lease is over.
+        Refused::Held => run.ack.nak(broker, shared.deps.config.worker.lease).await,
+        Refused::Mismatch => {
+            tracing::warn!(job.id = %run.id, "removed a message whose type is not its job's");
+            run.ack.term(broker, "type differs from the job's").await;
+        }
+    }
+}
+
+async fn run_handler(shared: &Shared, lineup: &Lineup, run: &Run, job: &Claimed) -> Outcome {
+    let timeout = job.timeout_ms.map_or(lineup.settings.timeout, |ms| Duration::from_millis(ms.unsigned_abs()));
+    let notes = Arc::new(Notes::with_checkpoint(job.checkpoint.as_ref().map(|c| c.0.clone())));
+    *run.notes.lock().unwrap_or_else(PoisonError::into_inner) = notes.clone();
+    let ctx = RunContext {
+        job_id: job.id,
+        job_type: lineup.handler.job_type.clone(),
+        attempt: job.attempt as u16,
+        max_attempts: job.max_attempts as u16,
+        run: job.run,
+        deadline: Instant::now() + timeout,
+        cancel: run.token.clone(),
+        notes,
+    };
+    let (handler, payload, deadline) = (lineup.handler.clone(), job.payload.0.clone(), ctx.deadline);
+    // A task of its own: a handler that panics or blocks its thread must not take the bookkeeping along.
+    let mut task = AbortOnDrop(tokio::spawn(async move { handler.run(&ctx, &payload).await }));
+    tokio::select! {
+        biased;
+        ended = &mut task.0 => judge(shared, run, ended),
+        _ = run.token.cancelled() => stopped(shared, run, &mut task).await,
+        _ = sleep_until(deadline) => {
+            let message = format!("the attempt took longer than its timeout of {}", humantime::format_duration(timeout));
+            Outcome::Failed(Failure::new(FailureKind::Timeout, message))
+        }
+    }
+}
+
+/// Gives the handler a moment to end by itself; its own result counts if it has one.
+async fn stopped(shared: &Shared, run: &Run, task: &mut AbortOnDrop) -> Outcome {
+    let by_itself = tokio::select! {
+        ended = &mut task.0 => Some(judge(shared, run, ended)),
+        _ = sleep(shared.deps.config.worker.cancel_grace) => None,
+    };
+    match (by_itself, run.cause()) {
+        (Some(done @ Outcome::Done(_)), _) => done,
+        (_, Some(StopCause::Drain)) => Outcome::Interrupted { delay: Duration::ZERO },
+        (_, Some(StopCause::Cancel) | None) => Outcome::Cancelled,
+    }
+}
+
+type Ended = Result<Result<Box<RawValue>, Failure>, tokio::task::JoinError>;
+
+fn judge(shared: &Shared, run: &Run, ended: Ended) -> Outcome {
+    match ended {
+        Ok(Ok(result)) => check_result(result, shared.deps.config.limits.result.as_u64()),
+        Ok(Err(failure)) => Outcome::Failed(failure),
+        Err(e) => {
+            let panic = e.try_into_panic().ok();
+            let said = panic.as_ref().and_then(|p| {
+                p.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| p.downcast_ref::<String>().cloned())
+            });
+            tracing::error!(job.id = %run.id, "the handler of job {} panicked: {}", run.id, said.as_deref().unwrap_or("?"));
+            let message = format!("the handler panicked: {}", said.as_deref().unwrap_or("no message"));
+            Outcome::Failed(Failure::new(FailureKind::Panic, message))
+        }
+    }
+}
+
+/// What handlers return is cleaned rather than refused: it must never keep an outcome from being recorded.
+fn check_result(result: Box<RawValue>, max: u64) -> Outcome {
+    if result.get().len() as u64 > max {
+        let message =
+            format!("result_too_large: the result has {} bytes, the limit is {max} bytes", result.get().len());
+        return Outcome::Failed(Failure::permanent(message));
+    }
+    if json::check_value(result.get().as_bytes()).is_ok() {
+        return Outcome::Done(result);
+    }
+    let cleaned = serde_json::from_str(result.get()).map(without_nul).and_then(|v| serde_json::value::to_raw_value(&v));
+    match cleaned {
+        Ok(raw) if json::check_value(raw.get().as_bytes()).is_ok() => Outcome::Done(raw),
+        Ok(_) | Err(_) => Outcome::Failed(Failure::permanent("the result is no JSON that can be stored")),
+    }
+}
+
+fn without_nul(value: serde_json::Value) -> serde_json::Value {
+    use serde_json::Value;
+    let clean = |text: String| if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text };
+    match value {
+        Value::String(text) => Value::String(clean(text)),
+        Value::Array(items) => Value::Array(items.into_iter().map(without_nul).collect()),
+        Value::Object(map) => Value::Object(map.into_iter().map(|(k, v)| (clean(k), without_nul(v))).collect()),
+        other => other,
+    }
+}
+
+struct AbortOnDrop(JoinHandle<Result<Box<RawValue>, Failure>>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// What is told after the commit, kept from the verdict that goes into it.
+struct News {
+    error: Option<String>,
+    delay: Option<Duration>,
+}
+
+impl News {
+    fn of(verdict: &Verdict) -> Self {
+        let (failure, delay) = match verdict {
+            Verdict::Retry { failure, delay } => (Some(failure), Some(*delay)),
+            Verdict::DeadLetter { failure } => (Some(failure), None),
+            Verdict::Complete { .. } | Verdict::Cancel | Verdict::HandBack { .. } => (None, None),
+        };
+        Self { error: failure.map(|f| f.message.clone()), delay }
+    }
+
+    async fn tell(&self, shared: &Shared, job: &Claimed, status: Status) {
+        let state = match status {
+            Status::Completed => EventState::Completed,
+            Status::Failed => EventState::Failed,
+            Status::Cancelled => EventState::Cancelled,
+            Status::Pending if self.delay.is_some() => EventState::Retrying,
+            // Handed back: nothing happened that anyone would want to know.
+            Status::Pending | Status::Processing => return,
+        };
+        let mut event = Event::new(job.id, &job.r#type, state, job.attempt as u16, Some(&shared.id));
+        event.error = self.error.as_deref();
+        event.delay_seconds = self.delay.map(|d| d.as_secs_f64());
+        shared.deps.broker.emit(&[event]).await;
+    }
+}

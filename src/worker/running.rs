@@ -1,0 +1,239 @@
+//! The runs of this worker: to be found when somebody cancels one, spoken for while they last.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::StreamExt;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::Shared;
+use crate::{
+    broker::{
+        Broker,
+        events::{Event, EventState},
+        pull::AckHandle,
+    },
+    handlers::context::Notes,
+    store::notes::Note,
+};
+
+/// How often progress and checkpoints are collected.
+const COLLECT: Duration = Duration::from_millis(250);
+
+/// Why a run is asked to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StopCause {
+    Cancel,
+    Drain,
+}
+
+/// A handle on one message from its delivery to its answer, and on the run that it may lead to.
+pub(crate) struct Run {
+    pub id: Uuid,
+    pub job_type: String,
+    pub ack: AckHandle,
+    /// The handler's token.
+    pub token: CancellationToken,
+    cause: AtomicU8,
+    /// Of the claim; 0 before it.
+    pub claimed: Mutex<(i64, u16)>,
+    pub notes: Mutex<Arc<Notes>>,
+    /// Off before the message is answered: progress after a nak would cancel its delay.
+    keep_alive: Mutex<bool>,
+}
+
+impl Run {
+    pub fn new(id: Uuid, job_type: String, ack: AckHandle) -> Self {
+        Self {
+            id,
+            job_type,
+            ack,
+            token: CancellationToken::new(),
+            cause: AtomicU8::new(0),
+            claimed: Mutex::default(),
+            notes: Mutex::default(),
+            keep_alive: Mutex::new(true),
+        }
+    }
+
+    pub fn stop(&self, cause: StopCause) {
+        let code = match cause {
+            StopCause::Cancel => 1,
+            StopCause::Drain => 2,
+        };
+        // The first cause stands.
+        let _ = self.cause.compare_exchange(0, code, Ordering::SeqCst, Ordering::SeqCst);
+        self.token.cancel();
+    }
+
+    pub fn cause(&self) -> Option<StopCause> {
+        match self.cause.load(Ordering::SeqCst) {
+            0 => None,
+            1 => Some(StopCause::Cancel),
+            _ => Some(StopCause::Drain),
+        }
+    }
+
+    /// Ends the keeping alive; to be called before the message is answered.
+    pub fn let_go(&self) {
+        *self.keep_alive.lock().unwrap_or_else(PoisonError::into_inner) = false;
+    }
+
+    async fn keep_alive(&self, broker: &Broker) {
+        let alive = *self.keep_alive.lock().unwrap_or_else(PoisonError::into_inner);
+        if alive {
+            self.ack.progress(broker).await;
+        }
+    }
+
+    fn claimed(&self) -> (i64, u16) {
+        *self.claimed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All messages in hand. The key is a number of our own: one job may be in hand twice, by two messages.
+#[derive(Default)]
+pub(crate) struct Running {
+    runs: Mutex<(u64, HashMap<u64, Arc<Run>>)>,
+    changed: Notify,
+}
+
+impl Running {
+    pub fn add(&self, run: Arc<Run>) -> u64 {
+        let mut runs = self.lock();
+        runs.0 += 1;
+        let key = runs.0;
+        runs.1.insert(key, run);
+        key
+    }
+
+    pub fn remove(&self, key: u64) {
+        let mut runs = self.lock();
+        runs.1.remove(&key);
+        if runs.1.is_empty() {
+            self.changed.notify_waiters();
+        }
+    }
+
+    pub fn interrupt_all(&self) {
+        self.lock().1.values().for_each(|run| run.stop(StopCause::Drain));
+    }
+
+    pub async fn wait_empty(&self) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.lock().1.is_empty() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn all(&self) -> Vec<Arc<Run>> {
+        self.lock().1.values().cloned().collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, (u64, HashMap<u64, Arc<Run>>)> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Stops runs that somebody cancels.
+pub(crate) async fn obey_cancels(shared: Arc<Shared>, stop: CancellationToken) {
+    let Ok(mut cancels) = shared.deps.broker.cancels().await else { return };
+    // Runs may outlive the end of pulling, and are to be cancelled even then.
+    while let Some(message) = next_until_idle(&mut cancels, &shared, &stop).await {
+        let Some(id) = Broker::cancelled_id(&message.subject) else { continue };
+        for run in shared.running.all().iter().filter(|run| run.id == id) {
+            run.stop(StopCause::Cancel);
+        }
+    }
+}
+
+async fn next_until_idle(
+    messages: &mut async_nats::Subscriber,
+    shared: &Shared,
+    stop: &CancellationToken,
+) -> Option<async_nats::Message> {
+    tokio::select! {
+        message = messages.next() => message,
+        _ = async { stop.cancelled().await; shared.running.wait_empty().await } => None,
+    }
+}
+
+/// Keeps the messages of runs alive, and writes down what their handlers say.
+pub(crate) async fn speak_for_runs(shared: Arc<Shared>, stop: CancellationToken) {
+    let deps = &shared.deps;
+    let mut alive = tokio::time::interval(deps.config.background.ack_wait / 3);
+    let mut collect = tokio::time::interval(COLLECT);
+    loop {
+        tokio::select! {
+            _ = alive.tick() => {
+                for run in shared.running.all() {
+                    run.keep_alive(&deps.broker).await;
+                }
+            }
+            _ = collect.tick() => write_notes(&shared).await,
+            _ = async { stop.cancelled().await; shared.running.wait_empty().await } => return,
+        }
+    }
+}
+
+/// Writes what all handlers have said since the last time.
+async fn write_notes(shared: &Shared) {
+    write(shared, &shared.running.all()).await;
+}
+
+/// Writes what one handler has said, before its outcome is recorded.
+pub(crate) async fn write_notes_of(shared: &Shared, run: &Arc<Run>) {
+    write(shared, std::slice::from_ref(run)).await;
+}
+
+/// One statement for all, and then the news as events.
+async fn write(shared: &Shared, runs: &[Arc<Run>]) {
+    let mut notes = Vec::new();
+    let mut news = Vec::new();
+    for run in runs {
+        let fresh = run.notes.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (number, attempt) = run.claimed();
+        if fresh.progress.is_none() && fresh.checkpoint.is_none() {
+            continue;
+        }
+        notes.push(Note {
+            id: run.id,
+            run: number,
+            progress: fresh.progress.as_ref().and_then(|p| serde_json::to_string(p).ok()),
+            checkpoint: fresh.checkpoint.map(|raw| raw.get().to_owned()),
+        });
+        if let Some(progress) = fresh.progress {
+            news.push((run, attempt, progress));
+        }
+    }
+    if notes.is_empty() {
+        return;
+    }
+    if let Err(e) = shared.deps.store.write_notes(notes).await {
+        // The next progress says more anyhow; a checkpoint is an optimisation.
+        tracing::debug!("progress was not written: {e}");
+        return;
+    }
+    let told: Vec<Event> = news
+        .iter()
+        .map(|(run, attempt, progress)| Event {
+            percent: Some(progress.percent),
+            message: progress.message.as_deref(),
+            ..Event::new(run.id, &run.job_type, EventState::Progress, *attempt, Some(&shared.id))
+        })
+        .collect();
+    shared.deps.broker.emit(&told).await;
+}
