@@ -8,6 +8,7 @@ pub mod broker;
 pub mod config;
 pub mod flow;
 pub mod handlers;
+pub mod http;
 pub mod job;
 pub mod ops;
 pub mod store;
