@@ -1,15 +1,20 @@
 //! The HTTP door: translates routes to what `ops` offers, and decides nothing about jobs.
 //!
 //! In reading order: `listen` and `guard` own the connections, `gate` says who may come in, `jobs` and `service` are
-//! the routes, `query` and `body` read what was sent, and `refusal` writes what went wrong.
+//! the routes, `query` and `body` read what was sent, `refusal` writes what went wrong, `openapi` describes it all, and
+//! `home` and `docs` show it to people.
 
 mod body;
+mod docs;
 mod framing;
 mod gate;
 mod guard;
+mod home;
+mod html;
 mod jobs;
 mod listen;
 mod metrics;
+pub mod openapi;
 mod query;
 mod refusal;
 mod routes;

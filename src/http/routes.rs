@@ -8,13 +8,14 @@ use axum::{
     http::{HeaderName, HeaderValue, Method, Uri},
     middleware::{self, Next},
     response::{IntoResponse, Response},
+    routing::get,
 };
 use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer};
 
 use super::{
-    Door,
+    Door, docs,
     gate::{self, Gate},
-    jobs,
+    home, html, jobs, openapi,
     refusal::{Answer, Refusal},
     service,
 };
@@ -31,7 +32,15 @@ const HEADERS: [(&str, &str); 6] = [
 ];
 
 pub fn all(door: Arc<Door>, gate: Gate, extra: Router) -> Router {
-    let own = Router::new().merge(jobs::routes()).merge(service::routes()).with_state(door);
+    let own = Router::new()
+        .merge(jobs::routes())
+        .merge(service::routes())
+        .route("/", get(home::page))
+        .route("/docs", get(docs::page))
+        .route("/problems/{name}", get(docs::problem))
+        .route("/openapi.json", get(openapi::document))
+        .route("/style.css", get(html::style))
+        .with_state(door);
     let mut router = own
         .merge(extra)
         .fallback(unknown)
