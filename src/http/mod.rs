@@ -19,6 +19,8 @@ mod query;
 mod refusal;
 mod routes;
 mod service;
+#[cfg(test)]
+mod tests;
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
