@@ -4,6 +4,7 @@
 //! run path, the duties in the background, the doors, and the leaves. Imports point downwards in this list only for
 //! the leaves; ARCHITECTURE.md has the map.
 
+pub mod background;
 pub mod broker;
 pub mod config;
 pub mod flow;
