@@ -5,10 +5,12 @@
 //! the leaves; ARCHITECTURE.md has the map.
 
 pub mod broker;
+pub mod cli;
 pub mod config;
 pub mod flow;
 pub mod handlers;
 pub mod job;
 pub mod ops;
 pub mod store;
+pub mod telemetry;
 pub mod worker;
