@@ -9,8 +9,8 @@ use crate::config::Config;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Starts Postgres and nats-server as children with their data in one folder, prepares the database, and serves. Job types
-that reach outside find stand-ins here: a mailbox, an AI provider, a web site to crawl, a webhook receiver. Other
+Starts Postgres and nats-server as children with their data in one folder, prepares the database, and serves. Job types \
+that reach outside find stand-ins here: a mailbox, an AI provider, a web site to crawl, a webhook receiver. Other \
 commands find it by themselves while NATS has its usual port.
 
 Examples:

@@ -21,11 +21,11 @@ use crate::ops::{Verb, wire::EnqueueReply};
 #[command(
     override_usage = "queue-service enqueue [OPTIONS] TYPE PAYLOAD\n       queue-service enqueue [OPTIONS] --jsonl FILE",
     after_help = "\
-Prints the job's id, alone on a line. With --wait it prints the job when it is over; the exit code is 0 for completed and
-6 for failed or cancelled.
+Prints the job's id, alone on a line. With --wait it prints the job when it is over; the exit code is 0 for \
+completed and 6 for failed or cancelled.
 
-With --jsonl each line is a request as on the wire: {\"type\", \"payload\", \"priority\"?, \"maxAttempts\"?, \"delay\"?,
-\"runAt\"?, \"idempotencyKey\"?, \"tags\"?, \"timeout\"?}. A line that is refused does not keep the others out: it is told
+With --jsonl each line is a request as on the wire: {\"type\", \"payload\", \"priority\"?, \"maxAttempts\"?, \"delay\"?, \
+\"runAt\"?, \"idempotencyKey\"?, \"tags\"?, \"timeout\"?}. A line that is refused does not keep the others out: it is told \
 with its number, and the exit code is 4. With --json the answer to each line is printed, in the order of the lines.
 
 Examples:

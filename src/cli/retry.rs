@@ -8,7 +8,7 @@ use crate::{job::model::JobId, ops::Verb};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The job keeps its history and gets its full number of attempts again. Jobs that are not over, or are completed, are
+The job keeps its history and gets its full number of attempts again. Jobs that are not over, or are completed, are \
 refused (exit code 4).
 
 Examples:

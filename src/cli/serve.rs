@@ -9,14 +9,14 @@ use crate::config::Config;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Requests over NATS, the HTTP door and the workers run in one process; each can be switched off, so that the same program
-scales as separate fleets. Ctrl-C or SIGTERM drains: running jobs may finish, what does not is handed back without
+Requests over NATS, the HTTP door and the workers run in one process; each can be switched off, so that the same program \
+scales as separate fleets. Ctrl-C or SIGTERM drains: running jobs may finish, what does not is handed back without \
 costing an attempt. A second Ctrl-C ends at once.
 
 Examples:
   queue-service serve
-  queue-service serve --no-worker --http 0.0.0.0:8080 --insecure      doors only
-  queue-service serve --no-rpc --no-http --types crawl-website --concurrency 10      workers of one type")]
+  queue-service serve --no-worker --http 0.0.0.0:8080 --insecure
+  queue-service serve --no-rpc --no-http --types crawl-website --concurrency 10")]
 pub struct ServeArgs {
     /// Address and port of the HTTP door (http.bind)
     #[arg(long, value_name = "ADDR", conflicts_with = "no_http")]

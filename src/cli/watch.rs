@@ -28,7 +28,7 @@ const LAST_EVENTS: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-For one job: its state now, then what happens to it until it is over; the exit code is 0 for completed, 6 for failed or
+For one job: its state now, then what happens to it until it is over; the exit code is 0 for completed, 6 for failed or \
 cancelled. Without an id: the events of all jobs, until Ctrl-C.
 
 With --json there is one event per line as it was received; for one job, the job itself is the first line.
