@@ -7,7 +7,7 @@ use super::{
     output::{Closed, Output},
     text::clean,
 };
-use crate::config;
+use crate::{config, telemetry};
 
 /// Exit codes. Part of what scripts rely on, so numbers are never given a new meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,8 +53,7 @@ impl Exit {
                 _ => Exit::Failed,
             };
         }
-        let usage =
-            error.downcast_ref::<UsageError>().is_some() || error.downcast_ref::<config::layers::Error>().is_some();
+        let usage = error.is::<UsageError>() || error.is::<config::layers::Error>() || error.is::<telemetry::Error>();
         if usage { Exit::Usage } else { Exit::Failed }
     }
 

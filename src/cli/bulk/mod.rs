@@ -29,6 +29,7 @@ use self::{
     batch::{Batch, Batcher, Item},
     lines::{Line, Lines},
     report::Report,
+    send::Course,
 };
 use super::{
     client::Client,
@@ -75,19 +76,17 @@ pub async fn run(input: Input, client: &Client, out: &Output) -> anyhow::Result<
     let bar = progress_bar(input.size, out);
     let max = client.max_request().min(MAX_REQUEST);
     let source = Source { lines: Lines::new(input.reader), batcher: Batcher::new(max), failed: None, done: false };
-    let stop = AtomicBool::new(false);
+    let course = Course::default();
     let interrupted = Arc::new(AtomicBool::new(false));
-    let answered = AtomicBool::new(false);
     let mut report = Report::new(&input.name, *out, bar);
 
-    let answered = &answered;
+    let course = &course;
     let answers = source
         .batches()
         .take_until(interruption(&interrupted))
-        .take_while(|_| ready(!stop.load(Ordering::Relaxed)))
+        .take_while(|_| ready(!course.is_stopped()))
         .map(|read| async move {
-            let answer = send::send(read.batch, client, !answered.load(Ordering::Relaxed)).await;
-            answered.store(true, Ordering::Relaxed);
+            let answer = send::send(read.batch, client, course).await;
             (answer, read.bytes, read.failed)
         })
         // In order, so that what is told of the lines can be followed.
@@ -96,7 +95,7 @@ pub async fn run(input: Input, client: &Client, out: &Output) -> anyhow::Result<
     while let Some((answer, bytes, failed)) = answers.next().await {
         // What is on its way is waited for in any case: its outcome must be told.
         if !report.add(answer, bytes, failed) {
-            stop.store(true, Ordering::Relaxed);
+            course.stop();
         }
     }
     report.finish(interrupted.load(Ordering::Relaxed))

@@ -21,8 +21,10 @@ pub struct Report {
     accepted: u64,
     duplicates: u64,
     refused: u64,
-    /// First line without an answer.
-    unanswered: Option<u64>,
+    /// Runs of lines without an answer: first and last line.
+    unanswered: Vec<(u64, u64)>,
+    /// The last line that was sent, or refused here.
+    last: u64,
     broken: Option<CallError>,
     unreadable: Option<std::io::Error>,
     /// Standard output is closed, or can't be written to.
@@ -39,7 +41,8 @@ impl Report {
             accepted: 0,
             duplicates: 0,
             refused: 0,
-            unanswered: None,
+            unanswered: Vec::new(),
+            last: 0,
             broken: None,
             unreadable: None,
             unheard: None,
@@ -49,10 +52,13 @@ impl Report {
     /// Takes the answers to a batch. Returns whether it makes sense to go on.
     pub fn add(&mut self, answered: Answered, bytes: u64, unreadable: Option<std::io::Error>) -> bool {
         for (line, outcome) in answered.lines {
-            match outcome {
-                Some(outcome) => self.line(line, outcome),
-                None => self.unanswered = Some(self.unanswered.unwrap_or(line).min(line)),
+            match (outcome, self.unanswered.last_mut()) {
+                (Some(outcome), _) => self.line(line, outcome),
+                // Lines come in their order, so only an answered one can lie between; blank ones don't count.
+                (None, Some((_, to))) if *to == self.last => *to = line,
+                (None, _) => self.unanswered.push((line, line)),
             }
+            self.last = line;
         }
         // The first reason is the one to tell; what was on its way then fails for the same.
         self.broken = self.broken.take().or(answered.broken);
@@ -88,7 +94,7 @@ impl Report {
     }
 
     /// Tells the sum and gives the exit code.
-    pub fn finish(self, interrupted: bool) -> anyhow::Result<Exit> {
+    pub fn finish(mut self, interrupted: bool) -> anyhow::Result<Exit> {
         self.bar.finish_and_clear();
         let sum = self.sum();
         // What goes on in a pipe is answers only; the sum is for people then.
@@ -98,13 +104,8 @@ impl Report {
             self.out.note(&sum);
             return Err(e);
         }
-        if let Some(line) = self.unanswered {
-            self.out.note(&format!(
-                "line {line} and what follows have no certain answer; lines with an idempotencyKey can be sent again \
-                 without harm, others may be enqueued twice"
-            ));
-        }
-        if let Some(e) = self.broken {
+        if let Some(e) = self.broken.take() {
+            self.out.note(&self.unsent(&e));
             return Ok(report(&e.into(), &self.out).or(Exit::Failed));
         }
         if let Some(e) = self.unreadable {
@@ -124,6 +125,18 @@ impl Report {
         }
     }
 
+    /// Which lines are to be sent again, and at what risk.
+    fn unsent(&self, why: &CallError) -> String {
+        let name = |&(from, to): &(u64, u64)| if from == to { from.to_string() } else { format!("{from}-{to}") };
+        let lines = self.unanswered.iter().map(name).collect::<Vec<_>>().join(", ");
+        let risk = if why.was_not_heard() {
+            "they were not enqueued"
+        } else {
+            "those with an idempotencyKey can be sent again without harm, others may be enqueued twice then"
+        };
+        format!("no answer for lines {lines}: {risk}; nothing after line {} was sent", self.last)
+    }
+
     fn sum(&self) -> String {
         let mut sum = format!("{} enqueued", counted(self.accepted, "job"));
         if self.duplicates > 0 {
@@ -134,7 +147,7 @@ impl Report {
         }
         let seconds = self.start.elapsed().as_secs_f64();
         let _ = write!(sum, " in {seconds:.1} s");
-        if self.accepted > 0 && seconds > 0.05 {
+        if self.accepted >= 1000 {
             let _ = write!(sum, ", {} a second", count((self.accepted as f64 / seconds) as u64));
         }
         sum
@@ -175,10 +188,22 @@ mod tests {
     fn the_sum_counts_lines_and_the_code_tells_of_refusals() {
         let mut report = Report::new("x", Output::piped(), ProgressBar::hidden());
         let unfit = |line| (line, Some(Outcome::Unfit("bad".into())));
-        let answered = Answered { lines: vec![unfit(1), unfit(2), (3, None)], broken: None };
-        assert!(report.add(answered, 10, None));
+        assert!(report.add(Answered { lines: vec![unfit(1), unfit(2)], broken: None }, 10, None));
         assert!(report.sum().starts_with("0 jobs enqueued, 2 lines refused in "), "{}", report.sum());
-        assert_eq!(report.unanswered, Some(3));
         assert_eq!(report.finish(false).unwrap(), Exit::Refused);
+    }
+
+    #[test]
+    fn lines_without_an_answer_are_named_with_what_it_means_to_send_them_again() {
+        let mut report = Report::new("x", Output::piped(), ProgressBar::hidden());
+        let away = || CallError::NoResponders { subject: "s".into(), url: "u".into() };
+        let lines = vec![(1, None), (3, None), (4, Some(Outcome::Unfit("bad".into()))), (5, None)];
+        assert!(!report.add(Answered { lines, broken: Some(away()) }, 10, None));
+        assert!(!report.add(Answered { lines: vec![(7, None)], broken: Some(away()) }, 20, None));
+        let told = report.unsent(&away());
+        assert_eq!(told, "no answer for lines 1-3, 5-7: they were not enqueued; nothing after line 7 was sent");
+        let lost = CallError::TimedOut { subject: "s".into(), after: std::time::Duration::ZERO };
+        assert!(report.unsent(&lost).contains("without harm"));
+        assert_eq!(report.finish(false).unwrap(), Exit::Failed);
     }
 }

@@ -1,6 +1,9 @@
 //! Sends one batch until each of its lines has an answer, or it is clear that there will be none.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -39,26 +42,55 @@ pub struct Answered {
     pub broken: Option<CallError>,
 }
 
-/// Sends `batch`. `first`: nothing was answered before, so that a service that is not there is told at once.
-pub async fn send(batch: Batch, client: &Client, first: bool) -> Answered {
+/// How the whole goes, for batches that are on their way side by side.
+#[derive(Debug, Default)]
+pub struct Course {
+    /// Somebody is there: an answer came. Before that, a service that is away is told at once.
+    answered: AtomicBool,
+    /// One batch got no answer: the others don't try again, and no more are sent.
+    stopped: AtomicBool,
+}
+
+impl Course {
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+
+    /// Whether a batch that was certainly not taken may be sent again.
+    fn may_repeat(&self, error: &CallError) -> bool {
+        let harmless = is_full(error) || error.was_not_heard() && self.answered.load(Ordering::Relaxed);
+        harmless && !self.is_stopped()
+    }
+}
+
+/// Sends `batch`.
+pub async fn send(batch: Batch, client: &Client, course: &Course) -> Answered {
     let mut answers: Vec<Option<Outcome>> = batch.items.iter().map(unfit).collect();
     let start = Instant::now();
     let mut pause = FIRST_PAUSE;
     let mut broken = None;
     while let Some(body) = batch.body(|i| answers[i].is_none()) {
         let answer = client.call_raw(Verb::EnqueueMany, body.into(), Duration::ZERO).await;
-        let out_of_patience = start.elapsed() > PATIENCE;
+        let last_try = start.elapsed() > PATIENCE || course.is_stopped();
         match answer.and_then(|answer| read::<Reply>(Verb::EnqueueMany, &answer)) {
             Ok(reply) => {
+                course.answered.store(true, Ordering::Relaxed);
                 let sent: Vec<usize> = (0..answers.len()).filter(|i| answers[*i].is_none()).collect();
                 for (i, result) in sent.into_iter().zip(reply.results) {
                     let keyed = batch.items[i].request.as_ref().is_ok_and(|request| request.keyed);
-                    answers[i] = judge(result, keyed, out_of_patience);
+                    answers[i] = judge(result, keyed, last_try);
+                    if answers[i].is_some() {
+                        pause = FIRST_PAUSE;
+                    }
                 }
             }
             Err(e) => {
-                let harmless = e.was_not_heard() && !first || is_full(&e);
-                if !harmless || out_of_patience {
+                if last_try || !course.may_repeat(&e) {
+                    course.stop();
                     broken = Some(e);
                     break;
                 }
@@ -87,7 +119,7 @@ fn is_full(error: &CallError) -> bool {
 }
 
 /// `None`: to be sent again. A line without a key is sent again only where it is certain that it was not taken.
-fn judge(result: Box<RawValue>, keyed: bool, out_of_patience: bool) -> Option<Outcome> {
+fn judge(result: Box<RawValue>, keyed: bool, last_try: bool) -> Option<Outcome> {
     #[derive(Deserialize)]
     struct Result {
         #[serde(default)]
@@ -108,7 +140,7 @@ fn judge(result: Box<RawValue>, keyed: bool, out_of_patience: bool) -> Option<Ou
         Err(e) => return Some(unclear(e)),
     };
     let again = refusal.status == 429 || refusal.status == 503 && keyed;
-    (!again || out_of_patience).then_some(Outcome::Refused { refusal, problem })
+    (!again || last_try).then_some(Outcome::Refused { refusal, problem })
 }
 
 #[cfg(test)]
