@@ -1,14 +1,14 @@
 //! The other end of the RPC door: asks the service over NATS as any program would.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use anyhow::Context;
-use async_nats::{Client as Nats, ConnectOptions, Event, RequestErrorKind, ServerAddr, ServerError, Subscriber};
+use async_nats::{Client as Nats, ConnectErrorKind, ConnectOptions, Event, RequestErrorKind, ServerError, Subscriber};
 use bytes::Bytes;
-use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
 
+use super::login;
 use crate::{
     broker::Subjects,
     config::{self, layers::mask_url},
@@ -31,6 +31,8 @@ pub struct Client {
     url: String,
     /// The one type that this user may see and touch.
     scope: Option<JobType>,
+    /// How the subjects of our answers begin, as the broker quotes them.
+    own_inbox: String,
     /// What the broker forbade last. A refused publish has no answer, so it is learned from here.
     forbidden: watch::Receiver<Option<String>>,
 }
@@ -64,7 +66,7 @@ pub enum CallError {
     #[error("the request has {size} bytes, the broker at {url} takes at most {max} (max_payload)")]
     TooLarge { size: usize, max: usize, url: String },
     #[error(
-        "the broker forbids it: {what}\nask for the permission, or name your type with --scope if you may use one only"
+        "the broker forbids it: {what}\n  where one type only is allowed, name it with --scope\n  where each user has an inbox of his own, set nats.inbox_prefix"
     )]
     Forbidden { what: String },
     #[error("the answer on {subject} is not understood; is something else answering there?")]
@@ -136,11 +138,13 @@ impl Client {
     pub async fn connect(config: &config::Nats, scope: Option<JobType>) -> anyhow::Result<Self> {
         let url = mask_url(&config.url);
         let (tell, forbidden) = watch::channel(None);
-        let servers =
-            config.url.split(',').map(|url| url.trim().parse::<ServerAddr>()).collect::<Result<Vec<_>, _>>().map_err(
-                |e| anyhow::anyhow!("nats.url {url} can't be used: {e}; write for instance nats://127.0.0.1:4222"),
-            )?;
-        let options = options(config).await?.event_callback(move |event| {
+        let options = ConnectOptions::new()
+            .name("queue-service command line")
+            .custom_inbox_prefix(&config.inbox_prefix)
+            .ping_interval(Duration::from_secs(5))
+            .connection_timeout(Duration::from_secs(2));
+        let (options, servers) = login::prepare(options, config).await?;
+        let options = options.event_callback(move |event| {
             let tell = tell.clone();
             async move {
                 match event {
@@ -158,13 +162,16 @@ impl Client {
                 }
             }
         });
-        let unreachable =
-            || format!("can't connect to NATS at {url}: is it running? `queue-service dev` starts everything");
-        let nats = tokio::time::timeout(CONNECT, options.connect(servers))
-            .await
-            .map_err(|_| anyhow::anyhow!("{} (no answer within {} s)", unreachable(), CONNECT.as_secs()))?
-            .map_err(|e| anyhow::Error::new(e).context(unreachable()))?;
-        Ok(Self { nats, subjects: Subjects::new(&config.prefix), url, scope, forbidden })
+        let nats = match tokio::time::timeout(CONNECT, options.connect(servers)).await {
+            Ok(Ok(nats)) => nats,
+            Ok(Err(e)) => {
+                let advice = no_connection(e.kind(), &url);
+                return Err(anyhow::Error::new(e).context(advice));
+            }
+            Err(_) => anyhow::bail!("{}", no_connection(ConnectErrorKind::TimedOut, &url)),
+        };
+        let own_inbox = format!("\"{}.", config.inbox_prefix);
+        Ok(Self { nats, subjects: Subjects::new(&config.prefix), url, scope, own_inbox, forbidden })
     }
 
     /// Largest request that the broker takes, in bytes.
@@ -207,11 +214,10 @@ impl Client {
         let size = body.len();
         let after = REPLY + longer;
         let request = async_nats::Request::new().payload(body).timeout(None);
-        let mut forbidden = self.forbidden.clone();
         let answered = tokio::select! {
             // The limit is ours: the client's own does not cover the time in its queue while it is disconnected.
             answered = tokio::time::timeout(after, self.nats.send_request(subject.clone(), request)) => answered,
-            what = no(&mut forbidden, &subject) => return Err(CallError::Forbidden { what }),
+            what = self.no(&subject) => return Err(CallError::Forbidden { what }),
         };
         let message = match answered {
             Err(_) => return Err(CallError::TimedOut { subject, after }),
@@ -262,19 +268,33 @@ impl Client {
         events.with_context(|| format!("could not listen on {subject}"))
     }
 
+    /// Waits for the broker to forbid something about `subject`, or to listen for the answers.
+    async fn no(&self, subject: &str) -> String {
+        let about = |what: &Option<String>| {
+            what.as_ref().is_some_and(|what| what.contains(subject) || what.contains(&self.own_inbox))
+        };
+        match self.forbidden.clone().wait_for(about).await {
+            Ok(what) => what.clone().unwrap_or_default(),
+            // The connection has no voice any more; then nothing is forbidden either.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
     /// Ends when the broker has refused what is listened to after all.
     pub async fn forbidden(&self) -> CallError {
-        CallError::Forbidden { what: no(&mut self.forbidden.clone(), "").await }
+        CallError::Forbidden { what: self.no("").await }
     }
 }
 
-/// Waits for the broker to forbid something about `subject`.
-async fn no(forbidden: &mut watch::Receiver<Option<String>>, subject: &str) -> String {
-    let about = |what: &Option<String>| what.as_ref().is_some_and(|what| what.contains(subject));
-    match forbidden.wait_for(about).await {
-        Ok(what) => what.clone().unwrap_or_default(),
-        // The connection has no voice any more; then nothing is forbidden either.
-        Err(_) => std::future::pending().await,
+/// Says what to do about it.
+fn no_connection(kind: ConnectErrorKind, url: &str) -> String {
+    use ConnectErrorKind::{Authentication, AuthorizationViolation, Tls};
+    match kind {
+        Authentication | AuthorizationViolation => {
+            format!("NATS at {url} does not let us in: check user and password in nats.url, nats.token or nats.creds")
+        }
+        Tls => format!("no secure connection to NATS at {url}: check nats.tls_ca, nats.tls_cert and nats.tls_key"),
+        _ => format!("can't connect to NATS at {url}: is it running? `queue-service dev` starts everything"),
     }
 }
 
@@ -284,29 +304,6 @@ async fn no(forbidden: &mut watch::Receiver<Option<String>>, subject: &str) -> S
 /// [`CallError::Answer`].
 pub fn read<T: DeserializeOwned>(verb: Verb, answer: &[u8]) -> Result<T, CallError> {
     serde_json::from_slice(answer).map_err(|source| CallError::Answer { subject: verb.name().to_owned(), source })
-}
-
-async fn options(config: &config::Nats) -> anyhow::Result<ConnectOptions> {
-    let mut options = ConnectOptions::new()
-        .name("queue-service command line")
-        .custom_inbox_prefix(&config.inbox_prefix)
-        .ping_interval(Duration::from_secs(5))
-        .connection_timeout(Duration::from_secs(2));
-    let unusable = |key: &str, path: &Path| format!("nats.{key} {} can't be used", path.display());
-    if let Some(path) = &config.creds {
-        options =
-            options.credentials_file(path).await.map_err(|e| anyhow::Error::new(e).context(unusable("creds", path)))?;
-    }
-    if let Some(token) = &config.token {
-        options = options.token(token.expose_secret().to_owned());
-    }
-    if let Some(ca) = &config.tls_ca {
-        options = options.add_root_certificates(ca.clone()).require_tls(true);
-    }
-    if let (Some(cert), Some(key)) = (&config.tls_cert, &config.tls_key) {
-        options = options.add_client_certificate(cert.clone(), key.clone());
-    }
-    Ok(options)
 }
 
 #[cfg(test)]

@@ -45,6 +45,9 @@ pub struct UsageError(pub String);
 
 impl Exit {
     pub fn of_error(error: &anyhow::Error) -> Self {
+        if let Some(CallError::Forbidden { .. }) = error.downcast_ref() {
+            return Exit::Refused;
+        }
         if let Some(CallError::Refused(refusal)) = error.downcast_ref() {
             return match refusal.status {
                 404 => Exit::NotFound,

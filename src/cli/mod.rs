@@ -14,6 +14,7 @@ pub mod exit;
 mod flags;
 mod get;
 mod list;
+mod login;
 mod migrate;
 pub mod output;
 mod payload;
@@ -185,9 +186,10 @@ fn log(cli: &Cli, loaded: &Loaded) -> Log {
     let chosen = configured.filter != Config::default().log.filter;
     let filter = match (cli.global.verbose, cli.global.quiet) {
         (0, true) if serves => "warn",
-        (0, true) => "error",
+        (0, true) => "off,queue_service=error",
         (0, false) if serves || chosen => return configured,
-        (0, false) => "error,queue_service=warn",
+        // What a library logs here, the command tells as its own error.
+        (0, false) => "off,queue_service=warn",
         (1, _) => "info,queue_service=debug",
         (_, _) => "debug",
     };
