@@ -6,6 +6,7 @@ use serde_json::json;
 use super::{
     exit::Exit,
     output::{Output, Tone},
+    table::Columns,
     text::clean,
 };
 use crate::config::{Loaded, reference};
@@ -52,6 +53,7 @@ pub fn run(loaded: &Loaded, out: &Output) -> anyhow::Result<Exit> {
         let tone = if origin == "default" { Tone::Faint } else { Tone::Strong };
         vec![out.cell(Tone::Plain, key), out.cell(tone, clean(&value)), out.cell(tone, clean(&origin))]
     };
-    out.line(&out.table(&["KEY", "VALUE", "ORIGIN"], &[1], rows.into_iter().map(row).collect()))?;
+    let columns = Columns { titles: &["KEY", "VALUE", "ORIGIN"], flexible: &[1], optional: &[] };
+    out.line(&out.table(&columns, rows.into_iter().map(row).collect()))?;
     Ok(Exit::Done)
 }

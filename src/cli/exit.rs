@@ -34,7 +34,7 @@ Exit codes:
   1  it could not be done: no connection, no answer, a fault of the service
   2  the command line or the configuration can't be used
   3  there is no such job
-  4  the service refused: the request is not valid, or not allowed as the job is now
+  4  refused: the request is not valid, not allowed, or not possible as the job is now
   5  the wait ran out before the job was over
   6  the job ended as failed or cancelled (wait, watch ID, enqueue --wait)";
 

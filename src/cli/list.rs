@@ -11,6 +11,7 @@ use super::{
     exit::Exit,
     output::{Output, Tone},
     pretty::compact,
+    table::Columns,
     text::{NOTHING, absolute, cell, clean, relative},
     view::{Job, Page, tone},
 };
@@ -113,7 +114,8 @@ fn table(page: &Page, include: &[String], first: bool, out: &Output) -> anyhow::
     header.extend(extra.iter().map(String::as_str));
     let flexible: Vec<usize> = (6..header.len()).collect();
     let rows: anyhow::Result<Vec<Vec<Cell>>> = page.jobs.iter().map(|raw| row(raw, include, out)).collect();
-    let table = out.table(&header, &flexible, rows?);
+    let columns = Columns { titles: &header, flexible: &flexible, optional: &[4, 3, 5] };
+    let table = out.table(&columns, rows?);
     // One header for all pages of a pipe: what reads them wants rows.
     let skipped = usize::from(!first && !out.terminal);
     Ok(table.lines().skip(skipped).collect::<Vec<_>>().join("\n"))

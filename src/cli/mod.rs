@@ -22,6 +22,7 @@ mod pretty;
 mod retry;
 mod serve;
 mod stats;
+mod table;
 mod text;
 mod types;
 mod view;

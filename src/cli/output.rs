@@ -3,7 +3,7 @@
 
 use std::io::{IsTerminal, Write};
 
-use comfy_table::{Attribute, Cell, Color, ColumnConstraint, ContentArrangement, Row, Table, presets};
+use comfy_table::{Attribute, Cell, Color};
 
 use super::pretty::pretty;
 
@@ -112,33 +112,6 @@ impl Output {
             Tone::Waiting => cell.fg(Color::DarkYellow),
         }
     }
-
-    /// A table of these columns. On a terminal `flexible` columns give way, one line to a row; a pipe gets everything.
-    pub fn table(&self, header: &[&str], flexible: &[usize], rows: Vec<Vec<Cell>>) -> String {
-        let mut table = Table::new();
-        table.set_header(header.iter().map(|title| self.cell(Tone::Strong, title)));
-        for cells in rows {
-            let mut row = Row::from(cells);
-            if self.terminal {
-                row.max_height(1);
-            }
-            table.add_row(row);
-        }
-        if self.terminal {
-            table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
-            for (i, column) in table.column_iter_mut().enumerate() {
-                if !flexible.contains(&i) {
-                    column.set_constraint(ColumnConstraint::ContentWidth);
-                }
-            }
-        } else {
-            table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).force_no_tty();
-            table.column_iter_mut().for_each(|column| {
-                column.set_padding((0, 2));
-            });
-        }
-        table.trim_fmt()
-    }
 }
 
 #[cfg(test)]
@@ -146,13 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pipe_gets_plain_aligned_columns_without_colours() {
-        let out = Output::piped();
-        let row = |a: &str, b: &str| vec![out.cell(Tone::Bad, a), out.cell(Tone::Plain, b)];
-        let table = out.table(&["TYPE", "NOTE"], &[1], vec![row("send-email", "x"), row("a", &"long ".repeat(50))]);
-        let lines: Vec<&str> = table.lines().collect();
-        assert_eq!(lines[..2], ["TYPE        NOTE", "send-email  x"]);
-        assert_eq!(lines[2].len(), 12 + 249);
-        assert_eq!(out.paint(Tone::Good, "x"), "x");
+    fn a_pipe_gets_no_colours() {
+        assert_eq!(Output::piped().paint(Tone::Good, "x"), "x");
     }
 }

@@ -11,6 +11,7 @@ use super::{
     client::{Client, read},
     exit::Exit,
     output::{Output, Tone},
+    table::Columns,
     text::{clean, count, local, span},
     view::{Counts, Stats},
 };
@@ -78,7 +79,8 @@ fn table(stats: &Stats, out: &Output) -> String {
     };
     let mut rows: Vec<Vec<Cell>> = stats.by_type.iter().map(|(name, counts)| row(name, counts, Tone::Plain)).collect();
     rows.push(row("all", &stats.all, Tone::Strong));
-    let header = ["TYPE", "PENDING", "PROCESSING", "COMPLETED", "FAILED", "CANCELLED", "TOTAL"];
+    let titles = ["TYPE", "PENDING", "PROCESSING", "COMPLETED", "FAILED", "CANCELLED", "TOTAL"];
+    let columns = Columns { titles: &titles, ..Columns::default() };
     let oldest = match stats.oldest_pending_seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()) {
         Some(age) => {
             format!("the oldest due job waits for {}", span(chrono::TimeDelta::from_std(age).unwrap_or_default()))
@@ -86,7 +88,7 @@ fn table(stats: &Stats, out: &Output) -> String {
         None => "no due job waits".to_owned(),
     };
     let rates = format!("{} completed, {} failed", clean(&stats.completion_rate), clean(&stats.failure_rate));
-    format!("{}\n{rates}; {oldest}", out.table(&header, &[], rows))
+    format!("{}\n{rates}; {oldest}", out.table(&columns, rows))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use super::{
     exit::{Exit, UsageError},
     output::{Output, Tone},
     pretty::pretty,
+    table::Columns,
     text::{cell, clean},
     view::{TypeInfo, Types},
 };
@@ -95,8 +96,8 @@ fn table(all: &Types, out: &Output) -> Result<String, CallError> {
             out.cell(Tone::Plain, cell(Some(&info.description))),
         ]);
     }
-    let header = ["TYPE", "STATE", "HANDLER", "TIMEOUT", "CONCURRENCY", "ATTEMPTS", "RETRIES AFTER", "MEANING"];
-    Ok(out.table(&header, &[7], rows))
+    let titles = ["TYPE", "STATE", "HANDLER", "TIMEOUT", "CONCURRENCY", "ATTEMPTS", "RETRIES AFTER", "MEANING"];
+    Ok(out.table(&Columns { titles: &titles, flexible: &[7], optional: &[2, 4, 6] }, rows))
 }
 
 fn card(info: &TypeInfo, out: &Output) -> String {
