@@ -5,6 +5,7 @@
 
 pub mod clients;
 pub mod context;
+pub mod generate_content;
 pub mod generate_embedding;
 pub mod registry;
 pub mod typed;

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{AnyHandler, Handler, clients::ai::Ai, generate_embedding::GenerateEmbedding, typed::Error as TypeError};
+use super::{
+    AnyHandler, Handler, clients::ai::Ai, generate_content::GenerateContent, generate_embedding::GenerateEmbedding,
+    typed::Error as TypeError,
+};
 use crate::{config::Config, job::JobType};
 
 /// All handlers by type.
@@ -24,9 +27,11 @@ impl Registry {
     /// A setting that a handler can't work with, `smtp.url` for instance.
     pub fn builtin(config: &Config, db: sqlx::PgPool) -> Result<Self, Error> {
         let _ = db;
-        // One for all types: a provider's concurrency cap holds for all that this process asks.
+        // One for both types: a provider's concurrency cap holds for all that this process asks.
         let ai = Arc::new(Ai::new(&config.ai).map_err(setup(GenerateEmbedding::TYPE))?);
-        Ok(Self::default().with(GenerateEmbedding::new(ai, &config.ai))?)
+        Ok(Self::default()
+            .with(GenerateEmbedding::new(ai.clone(), &config.ai))?
+            .with(GenerateContent::new(ai, &config.ai))?)
     }
 
     /// Adds one type.
