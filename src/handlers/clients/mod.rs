@@ -1,12 +1,18 @@
-//! Clients of the outside world, for handlers only: each speaks one protocol, bounds what it reads and waits for, and
-//! tells failures that may pass from those that can't.
+//! What handlers use to speak with the outside: guarded HTTP requests, text models, mail, signatures.
+//!
+//! Nothing here knows of jobs but through the `Failure` a handler returns, nor of the store or the broker.
 
 pub mod ai;
+pub mod fetch;
+pub mod guard;
 pub mod retry_after;
 
-/// Chooses the one TLS implementation of this process. Every client calls it before its first connection; only the
-/// first call counts.
+#[cfg(test)]
+pub(crate) mod peer;
+
+/// Chooses the cryptography of TLS for the whole process, once; further calls do nothing. Clients are built without a
+/// provider of their own, so whoever builds one calls this first.
 pub fn install_crypto() {
-    // An error means that another client was first, which is just as good.
+    // An error only says that one is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }

@@ -1,53 +1,56 @@
-//! How long the other side asks to be left alone: the header `Retry-After`, in both of its forms.
-//! Source: RFC 9110, section 10.2.3.
+//! The header `Retry-After`: how long the other side wants to be left alone.
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
-use reqwest::header::{DATE, HeaderMap, HeaderName, RETRY_AFTER};
+use chrono::{DateTime, NaiveDateTime, Utc};
+use reqwest::header::{HeaderMap, RETRY_AFTER};
 
-/// The wish of the other side, or `None` when it has none that can be read. Zero when its time has passed.
-///
-/// A date is compared with the answer's own `Date`, so that two clocks that disagree don't spoil it; `now` stands in
-/// where that header is missing.
+/// A wish below this is raised to it: "at once" from a server that has just refused is not to be taken at its word.
+const LEAST: Duration = Duration::from_secs(1);
+
+/// The three forms of a date that HTTP knows. Source: RFC 9110, 5.6.7.
+const DATES: [&str; 3] = ["%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"];
+
+/// The wish in `headers`, if there is a readable one.
 pub fn retry_after(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
-    let wish = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = wish.parse::<u64>() {
-        return Some(Duration::from_secs(seconds));
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+        // More digits than fit are still a number: a very long time. Whoever waits has a cap of its own.
+        return Some(Duration::from_secs(text.parse().unwrap_or(u64::from(u32::MAX))).max(LEAST));
     }
-    let at = DateTime::parse_from_rfc2822(wish).ok()?;
-    let sent = date(headers, &DATE).unwrap_or(now);
-    Some((at.to_utc() - sent).to_std().unwrap_or_default())
-}
-
-fn date(headers: &HeaderMap, name: &HeaderName) -> Option<DateTime<Utc>> {
-    Some(DateTime::parse_from_rfc2822(headers.get(name)?.to_str().ok()?).ok()?.to_utc())
+    let at = DATES.iter().find_map(|form| NaiveDateTime::parse_from_str(text, form).ok())?.and_utc();
+    Some((at - now).to_std().unwrap_or(Duration::ZERO).max(LEAST))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn wish(pairs: &[(HeaderName, &str)]) -> Option<u64> {
-        let headers = pairs.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect();
-        let now = "1994-11-06T08:49:37Z".parse().unwrap();
-        retry_after(&headers, now).map(|wish| wish.as_secs())
+    fn wish(text: &str) -> Option<u64> {
+        let now = "2026-11-24T12:00:00Z".parse().unwrap();
+        let headers = HeaderMap::from_iter([(RETRY_AFTER, text.parse().unwrap())]);
+        retry_after(&headers, now).map(|d| d.as_secs())
     }
 
     #[test]
-    fn seconds_and_dates_are_understood_and_anything_else_is_no_wish() {
-        assert_eq!(wish(&[(RETRY_AFTER, "120")]), Some(120));
-        assert_eq!(wish(&[(RETRY_AFTER, "Sun, 06 Nov 1994 08:50:37 GMT")]), Some(60));
-        for text in ["", "-1", "soon", "1.5", "99999999999999999999999"] {
-            assert_eq!(wish(&[(RETRY_AFTER, text)]), None, "{text:?}");
+    fn seconds_and_all_forms_of_dates_are_read() {
+        assert_eq!(wish("120"), Some(120));
+        assert_eq!(wish("Tue, 24 Nov 2026 12:01:30 GMT"), Some(90));
+        assert_eq!(wish("Tuesday, 24-Nov-26 12:01:30 GMT"), Some(90));
+        assert_eq!(wish("Tue Nov 24 12:01:30 2026"), Some(90));
+    }
+
+    #[test]
+    fn zero_and_the_past_mean_a_second() {
+        assert_eq!(wish("0"), Some(1));
+        assert_eq!(wish("Tue, 24 Nov 2020 12:00:00 GMT"), Some(1));
+    }
+
+    #[test]
+    fn nonsense_is_no_wish() {
+        for text in ["", "soon", "-5", "1.5", "Wed, 99 Nov 2026 12:00:00 GMT"] {
+            assert_eq!(wish(text), None, "{text}");
         }
-        assert_eq!(wish(&[]), None);
-    }
-
-    #[test]
-    fn a_date_counts_from_the_answers_own_clock_and_a_past_one_means_at_once() {
-        let past = (RETRY_AFTER, "Sun, 06 Nov 1994 07:00:00 GMT");
-        assert_eq!(wish(std::slice::from_ref(&past)), Some(0));
-        assert_eq!(wish(&[past, (DATE, "Sun, 06 Nov 1994 06:59:50 GMT")]), Some(10));
+        assert_eq!(wish("99999999999999999999999"), Some(u64::from(u32::MAX)));
     }
 }

@@ -2,10 +2,10 @@
 
 use std::{error::Error as _, fmt::Write, time::Duration};
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use reqwest::{
     Client, Response, StatusCode, Url,
-    header::{CONTENT_TYPE, HeaderValue, LOCATION},
+    header::{CONTENT_TYPE, DATE, HeaderValue, LOCATION},
     redirect,
 };
 use secrecy::{ExposeSecret, SecretString};
@@ -111,7 +111,11 @@ impl Provider {
     /// What an answer other than 2xx means.
     async fn judge(&self, response: Response) -> Error {
         let status = response.status();
-        let retry_after = retry_after(response.headers(), Utc::now());
+        // A date is measured by the answer's own clock, where it shows one: two clocks seldom agree.
+        let date = response.headers().get(DATE).and_then(|date| date.to_str().ok());
+        let now =
+            date.and_then(|date| DateTime::parse_from_rfc2822(date).ok()).map_or_else(Utc::now, |now| now.to_utc());
+        let retry_after = retry_after(response.headers(), now);
         let message = match response.headers().get(LOCATION).filter(|_| status.is_redirection()) {
             Some(to) => {
                 format!("it points to {}; put the final address into base_url", String::from_utf8_lossy(to.as_bytes()))

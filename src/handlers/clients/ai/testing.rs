@@ -6,13 +6,13 @@ use std::{
 };
 
 use axum::{
-    Json, Router,
+    Json,
     extract::Request,
     response::{IntoResponse, Response},
 };
 use serde_json::{Value, json};
 
-use crate::config;
+use crate::{config, handlers::clients::peer};
 
 /// A request that came in.
 #[derive(Clone, Debug)]
@@ -25,13 +25,6 @@ pub(crate) struct Seen {
 pub(crate) struct Peer {
     pub base_url: String,
     seen: Arc<Mutex<Vec<Seen>>>,
-    server: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        self.server.abort();
-    }
 }
 
 impl Peer {
@@ -42,7 +35,7 @@ impl Peer {
     {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let notes = seen.clone();
-        let app = Router::new().fallback(move |request: Request| {
+        let server = peer::Peer::start(move |request: Request| {
             let (answer, notes) = (answer.clone(), notes.clone());
             async move {
                 let (head, body) = request.into_parts();
@@ -53,11 +46,9 @@ impl Peer {
                 notes.lock().unwrap().push(one.clone());
                 answer(one).await
             }
-        });
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let base_url = format!("http://{}/v1", listener.local_addr().unwrap());
-        let server = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-        Self { base_url, seen, server }
+        })
+        .await;
+        Self { base_url: server.url("/v1").into(), seen }
     }
 
     /// A provider that gives the same answer to everything.

@@ -119,7 +119,7 @@ async fn a_text_comes_back_with_its_usage_and_the_request_has_the_agreed_shape()
 
 #[tokio::test]
 async fn busy_and_broken_providers_are_asked_again_when_they_wish() {
-    for (status, wish) in [(429, Some(7)), (503, Some(0)), (500, None), (408, None), (529, Some(3))] {
+    for (status, wish) in [(429, Some(7)), (503, Some(1)), (500, None), (408, None), (529, Some(3))] {
         let status = StatusCode::from_u16(status).unwrap();
         let headers = wish.map(|seconds: u64| [("retry-after", seconds.to_string())]);
         let body = json!({"error": {"message": "slow down"}}).to_string();
