@@ -6,6 +6,7 @@
 
 pub mod broker;
 pub mod config;
+pub mod dev;
 pub mod flow;
 pub mod handlers;
 pub mod job;

@@ -6,6 +6,7 @@
 pub mod clients;
 pub mod context;
 pub mod registry;
+pub mod send_email;
 pub mod typed;
 
 pub use context::{Progress, RunContext};

@@ -4,6 +4,7 @@
 
 pub mod fetch;
 pub mod guard;
+pub mod mail;
 pub mod retry_after;
 
 #[cfg(test)]

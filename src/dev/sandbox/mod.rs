@@ -1,0 +1,3 @@
+//! Stand-ins for the outside world: what the handlers speak with when there is nobody else.
+
+pub mod smtp;
