@@ -8,6 +8,7 @@ pub mod context;
 pub mod generate_content;
 pub mod generate_embedding;
 pub mod registry;
+pub mod send_email;
 pub mod typed;
 
 pub use context::{Progress, RunContext};

@@ -8,6 +8,7 @@ pub mod demo;
 mod page;
 mod ring;
 mod site;
+pub mod smtp;
 mod vectors;
 pub mod webhooks;
 

@@ -5,6 +5,7 @@
 pub mod ai;
 pub mod fetch;
 pub mod guard;
+pub mod mail;
 pub mod retry_after;
 
 #[cfg(test)]
