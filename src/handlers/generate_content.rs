@@ -57,6 +57,7 @@ pub struct GenerateContent {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[schemars(rename = "GenerateContentPayload")]
 pub struct Payload {
     /// What to write about; not empty.
     pub prompt: String,

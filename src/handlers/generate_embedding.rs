@@ -18,6 +18,7 @@ pub struct GenerateEmbedding {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "GenerateEmbeddingPayload")]
 pub struct Payload {
     /// What to embed; not empty, and sent as it is.
     pub text: String,

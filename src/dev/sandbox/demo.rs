@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::Sandbox;
+use super::{REFUSED_MAILBOX, Sandbox};
 
 /// The job with this tag is meant to be cancelled while it runs.
 pub const CANCEL_TAG: &str = "to-be-cancelled";
@@ -45,6 +45,9 @@ impl Sandbox {
             json!({"type": "webhook-delivery", "payload": {"url": hook("down?status=500"), "body": {}}}),
             // Permanent: failed at once, without a retry.
             json!({"type": "webhook-delivery", "payload": {"url": hook("gone?status=410"), "body": {}}}),
+            json!({"type": "send-email", "payload": {
+                "to": REFUSED_MAILBOX, "subject": "Hello?", "body": "Nobody will read this.",
+            }}),
             json!({"type": "generate-content", "payload": {"prompt": "Anything", "model": "sandbox-refuse"}}),
             // Busy twice, then out of attempts.
             json!({"type": "generate-embedding", "maxAttempts": 2, "payload": {"text": "Tea", "model": "sandbox-busy"}}),

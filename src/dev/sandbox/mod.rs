@@ -5,6 +5,8 @@
 
 mod ai;
 pub mod demo;
+mod mail;
+mod mime;
 mod page;
 mod ring;
 mod site;
@@ -12,7 +14,11 @@ pub mod smtp;
 mod vectors;
 pub mod webhooks;
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 use axum::{
     Router,
@@ -26,7 +32,11 @@ use tokio::{net::TcpListener, task::JoinHandle};
 
 use crate::config::{AllowPrivate, Config};
 use page::{page, table};
+use smtp::{Rules, Sink};
 use webhooks::Webhooks;
+
+/// A mailbox that does not exist; mail to it fails for good.
+pub const REFUSED_MAILBOX: &str = "nobody@example.com";
 
 /// A running sandbox; it ends when it is dropped.
 pub struct Sandbox {
@@ -38,6 +48,7 @@ struct Shared {
     /// Where [`Sandbox::router`] is served.
     address: SocketAddr,
     site: SocketAddr,
+    smtp: Sink,
     webhooks: Arc<Webhooks>,
 }
 
@@ -51,11 +62,16 @@ impl Sandbox {
     /// # Errors
     /// No free port on the loopback.
     pub async fn start() -> io::Result<Self> {
-        let listen = || TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0));
+        let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let listen = || TcpListener::bind(free);
         let (pages, site) = (listen().await?, listen().await?);
+        let smtp = Sink::start(free).await?;
+        let refuse = [(REFUSED_MAILBOX.to_owned(), "550 5.1.1 the sandbox has no such mailbox".to_owned())].into();
+        smtp.set_rules(Rules { refuse, ..Rules::default() });
         let shared = Arc::new(Shared {
             address: pages.local_addr()?,
             site: site.local_addr()?,
+            smtp,
             webhooks: Arc::new(Webhooks::new()),
         });
         let app = router(shared.clone()).layer(middleware::from_fn(only_loopback_names));
@@ -79,10 +95,18 @@ impl Sandbox {
         format!("http://{}/", self.shared.site)
     }
 
+    /// The mail server, to read what came or to let it misbehave.
+    pub fn smtp(&self) -> &Sink {
+        &self.shared.smtp
+    }
+
     /// Points `config` at the sandbox wherever nothing else was chosen. `is_set` tells whether a key, such as
     /// `webhook.allow_private`, was set by somebody, even to its default; a value other than the default counts as set
     /// in any case.
     pub fn apply(&self, config: &mut Config, is_set: impl Fn(&str) -> bool) {
+        if config.smtp.url.is_none() && !is_set("smtp.url") {
+            config.smtp.url = Some(self.shared.smtp.url().into());
+        }
         if config.ai.base_url.is_none() && !is_set("ai.base_url") {
             config.ai.base_url = Some(self.url(ai::ROOT));
         }
@@ -100,12 +124,14 @@ impl Sandbox {
 }
 
 fn router(shared: Arc<Shared>) -> Router {
-    let (webhooks, to_site) = (shared.webhooks.clone(), format!("http://{}/", shared.site));
+    let (webhooks, smtp) = (shared.webhooks.clone(), shared.smtp.clone());
+    let to_site = format!("http://{}/", shared.site);
     Router::new()
         .route("/dev", get(index))
         .route("/dev/site", get(move || async move { Redirect::temporary(&to_site) }))
         .route(page::STYLE_PATH, get(page::style))
         .with_state(shared)
+        .merge(mail::router(smtp))
         .merge(webhooks::router(webhooks))
         .merge(ai::router())
 }
@@ -113,7 +139,7 @@ fn router(shared: Arc<Shared>) -> Router {
 async fn index(State(shared): State<Arc<Shared>>) -> Response {
     let link = |path: &str| format!("<a href=\"{path}\">{path}</a>");
     let rows = [
-        ("mailbox", link("/dev/mail"), "what send-email sent".to_owned()),
+        ("mailbox", link("/dev/mail"), format!("what send-email sent to <code>{}</code>", shared.smtp.url())),
         ("webhooks", link("/dev/webhooks"), "what webhook-delivery delivered".to_owned()),
         ("web site", link("/dev/site"), format!("to crawl: <code>http://{}/</code>", shared.site)),
         ("AI provider", format!("<code>{}</code>", ai::ROOT), {

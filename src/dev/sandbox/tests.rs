@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use reqwest::{StatusCode, redirect};
+use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
 use super::{demo::CANCEL_TAG, *};
@@ -15,6 +16,7 @@ use crate::{
         },
         generate_content::GenerateContent,
         generate_embedding::GenerateEmbedding,
+        send_email::SendEmail,
     },
     job::{Failure, FailureKind},
     ops::wire::EnqueueRequest,
@@ -193,13 +195,16 @@ async fn what_the_user_has_configured_wins_over_the_sandbox() {
     let mut own = Config::default();
     own.ai.base_url = Some("http://own/v1".into());
     own.webhook.allow_private = AllowPrivate::All(true);
+    own.smtp.url = Some("smtp://own".to_owned().into());
     sandbox.apply(&mut own, |key| key == "crawl.allow_private");
+    assert_eq!(own.smtp.url.as_ref().unwrap().expose_secret(), "smtp://own");
     assert_eq!(own.ai.base_url.as_deref(), Some("http://own/v1"));
     assert_eq!(own.webhook.allow_private, AllowPrivate::All(true));
     assert_eq!(own.crawl.allow_private, AllowPrivate::All(false), "set to its default on purpose");
 
     let mut fresh = Config::default();
     sandbox.apply(&mut fresh, |_| false);
+    assert_eq!(fresh.smtp.url.as_ref().unwrap().expose_secret(), sandbox.smtp().url());
     assert_eq!(fresh.ai.base_url, Some(sandbox.url("/dev/ai/v1")));
     let AllowPrivate::Only(networks) = &fresh.crawl.allow_private else { panic!("more than the loopback") };
     assert!(networks.iter().all(|network| network.addr().is_loopback()) && networks.len() == 2);
@@ -274,4 +279,39 @@ async fn the_examples_of_the_documentation_do_what_it_says() {
         keys.push(names.join(" "));
     }
     assert_eq!(keys, ["dimensions embedding model", "content model type usage"]);
+}
+
+#[tokio::test]
+async fn mail_is_shown_decoded_as_page_and_json_and_as_text_only() {
+    let sandbox = Sandbox::start().await.unwrap();
+    let mut config = Config::default();
+    sandbox.apply(&mut config, |_| false);
+    let handler = SendEmail::new(&config.smtp).unwrap();
+    let registry = Registry::default().with(handler).unwrap();
+    let handler = registry.get("send-email").unwrap();
+    let ctx = RunContext::detached(handler.job_type.clone(), std::time::Duration::from_secs(30));
+    for n in 1..=2u8 {
+        let payload = json!({
+            "to": "b@example.com", "bcc": "hidden@example.com", "subject": format!("Grüße <b>{n}</b>"),
+            "body": "Schöne Grüße", "html": "<script>alert(1)</script>",
+        });
+        handler.run(&ctx, &serde_json::value::to_raw_value(&payload).unwrap()).await.unwrap();
+    }
+    let listed = json_of(sandbox.url("/dev/mail")).await;
+    assert_eq!(listed, json_of(sandbox.url("/dev/mail.json")).await);
+    assert_eq!(listed["mails"][0]["subject"], "Grüße <b>2</b>");
+    assert_eq!(listed["mails"][0]["to"], json!(["b@example.com", "hidden@example.com"]));
+    let mail = json_of(sandbox.url("/dev/mail/1.json")).await;
+    assert_eq!((&mail["id"], &mail["html"]), (&json!(1), &json!("<script>alert(1)</script>")));
+    assert!(mail["text"].as_str().unwrap().starts_with("Schöne Grüße"));
+    for path in ["/dev/mail", "/dev/mail/1"] {
+        let page = text_of(sandbox.url(path)).await;
+        assert!(page.contains("Grüße &lt;b&gt;1&lt;/b&gt;") && !page.contains("<script"), "{page}");
+    }
+    let refused = json!({"to": REFUSED_MAILBOX, "subject": "s", "body": "b"});
+    let failure = handler.run(&ctx, &serde_json::value::to_raw_value(&refused).unwrap()).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Permanent);
+    for path in ["/dev/mail/99", "/dev/mail/x", "/dev/mail/.json"] {
+        assert_eq!(client().get(sandbox.url(path)).send().await.unwrap().status(), StatusCode::NOT_FOUND);
+    }
 }
