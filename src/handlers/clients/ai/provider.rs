@@ -1,6 +1,10 @@
 //! One provider: sends a request, reads a bounded answer, judges it.
 
-use std::{error::Error as _, fmt::Write, time::Duration};
+use std::{
+    error::Error as _,
+    fmt::Write,
+    time::{Duration, Instant},
+};
 
 use chrono::{DateTime, Utc};
 use reqwest::{
@@ -54,16 +58,15 @@ impl Provider {
         if !url.username().is_empty() || url.password().is_some() {
             return Err(fault("base_url", "must hold no user and password: put the key into api_key".into()));
         }
-        // No redirects: the key must go nowhere but to the address that was configured.
-        let mut http = Client::builder().redirect(redirect::Policy::none()).connect_timeout(CONNECT_TIMEOUT);
-        if is_loopback(&url) {
-            http = http.no_proxy();
-        }
-        if url.scheme() == "http" {
-            // Needs no certificates, so it must work on a machine that has none.
-            http = http.tls_certs_only([]);
-        }
-        let http = http.build().map_err(|e| fault("base_url", format!("can't be used: {}", chain(&e))))?;
+        let builder = || {
+            // No redirects: the key must go nowhere but to the address that was configured.
+            let http = Client::builder().redirect(redirect::Policy::none()).connect_timeout(CONNECT_TIMEOUT);
+            // A proxy may be the only way to a provider, but never the way to this machine.
+            if is_loopback(&url) { http.no_proxy() } else { http }
+        };
+        // A machine without certificate authorities must still reach plain http; https says so per request.
+        let http = builder().build().or_else(|_| builder().tls_certs_only([]).build());
+        let http = http.map_err(|e| fault("base_url", format!("can't be used: {}", chain(&e))))?;
         let key = key.filter(|key| !key.expose_secret().is_empty()).cloned();
         if let Some(key) = &key
             && HeaderValue::from_str(key.expose_secret()).is_err()
@@ -93,7 +96,15 @@ impl Provider {
         if let Some(key) = &self.key {
             request = request.bearer_auth(key.expose_secret());
         }
+        let started = Instant::now();
         let response = request.send().await.map_err(|e| self.no_answer(&e))?;
+        tracing::debug!(
+            provider = self.name,
+            status = response.status().as_u16(),
+            duration_ms = started.elapsed().as_millis() as u64,
+            "the AI provider {} answered {path}",
+            self.name
+        );
         if !response.status().is_success() {
             return Err(self.judge(response).await);
         }

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     config::AiProvider,
+    handlers::clients::peer::gzip_bomb,
     job::{Failure, FailureKind},
 };
 
@@ -252,6 +253,24 @@ async fn an_answer_without_end_is_read_up_to_the_limit_only() {
     assert!(failure.message.contains("more than 2097152 bytes"), "{}", failure.message);
     // What the sockets between hold comes on top.
     assert!(sent.load(Ordering::SeqCst) < 10 * COMPLETION_MAX);
+}
+
+#[tokio::test]
+async fn a_small_answer_that_unpacks_to_a_huge_one_is_not_unpacked_to_its_end() {
+    let bomb = gzip_bomb(400 * 1024 * 1024);
+    let failure = failure(([("content-encoding", "gzip")], bomb)).await;
+    assert_eq!(failure.kind, FailureKind::Permanent);
+    assert!(failure.message.contains("more than 2097152 bytes"), "{}", failure.message);
+}
+
+#[tokio::test]
+async fn a_provider_without_proper_tls_is_a_retryable_failure() {
+    let plain = Peer::always(written("x")).await;
+    let config = config::Ai { base_url: Some(plain.base_url.replace("http://", "https://")), ..plain.config() };
+    let failure = ask(&config).await.unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Error);
+    assert!(failure.message.contains("no connection"), "{}", failure.message);
+    assert!(plain.seen().is_empty());
 }
 
 #[tokio::test]
