@@ -8,6 +8,7 @@ pub mod context;
 pub mod registry;
 pub mod send_email;
 pub mod typed;
+pub mod webhook_delivery;
 
 pub use context::{Progress, RunContext};
 pub use registry::Registry;
