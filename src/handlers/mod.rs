@@ -10,6 +10,7 @@ pub mod generate_embedding;
 pub mod registry;
 pub mod send_email;
 pub mod typed;
+pub mod webhook_delivery;
 
 pub use context::{Progress, RunContext};
 pub use registry::Registry;

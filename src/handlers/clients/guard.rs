@@ -27,7 +27,7 @@ pub enum Refused {
     Userinfo,
     #[error("names port {0}, which belongs to another protocol than HTTP")]
     Port(u16),
-    #[error("leads to the private address {0}; the operator can allow it with '{setting}'", setting = "allow_private")]
+    #[error("leads to the private address {0}, which the operator has not allowed (allow_private)")]
     Private(IpAddr),
 }
 

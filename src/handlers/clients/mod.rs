@@ -7,6 +7,7 @@ pub mod fetch;
 pub mod guard;
 pub mod mail;
 pub mod retry_after;
+pub mod sign;
 
 #[cfg(test)]
 pub(crate) mod peer;
