@@ -17,6 +17,7 @@ use crate::{
         generate_content::GenerateContent,
         generate_embedding::GenerateEmbedding,
         send_email::SendEmail,
+        webhook_delivery::WebhookDelivery,
     },
     job::{Failure, FailureKind},
     ops::wire::EnqueueRequest,
@@ -313,5 +314,38 @@ async fn mail_is_shown_decoded_as_page_and_json_and_as_text_only() {
     assert_eq!(failure.kind, FailureKind::Permanent);
     for path in ["/dev/mail/99", "/dev/mail/x", "/dev/mail/.json"] {
         assert_eq!(client().get(sandbox.url(path)).send().await.unwrap().status(), StatusCode::NOT_FOUND);
+    }
+}
+
+#[tokio::test]
+async fn the_demos_troubled_webhooks_go_the_way_they_are_meant_to() {
+    let sandbox = Sandbox::start().await.unwrap();
+    let mut config = Config::default();
+    sandbox.apply(&mut config, |_| false);
+    let registry = Registry::default().with(WebhookDelivery::new(&config.webhook).unwrap()).unwrap();
+    let handler = registry.get("webhook-delivery").unwrap();
+    let ways = sandbox.demo_requests().into_iter().filter_map(|request| {
+        let url =
+            request["payload"]["url"].as_str().filter(|url| url.contains("/dev/webhooks/") && !url.contains("wait="));
+        let name = url?.rsplit('/').next()?.split('?').next()?.to_owned();
+        Some((name, serde_json::value::to_raw_value(&request["payload"]).unwrap()))
+    });
+    for (name, payload) in ways {
+        let ctx = RunContext::detached(handler.job_type.clone(), std::time::Duration::from_secs(30));
+        let mut story = Vec::new();
+        for _ in 0..3 {
+            story.push(match handler.run(&ctx, &payload).await {
+                Ok(_) => "done".to_owned(),
+                Err(failure) => format!("{} {:?}", failure.kind.as_str(), failure.retry_after),
+            });
+        }
+        let expected = match name.as_str() {
+            "orders" => ["done"; 3],
+            "flaky" => ["error Some(1s)", "error Some(1s)", "done"],
+            "down" => ["error None"; 3],
+            "gone" => ["permanent None"; 3],
+            other => panic!("{other}"),
+        };
+        assert_eq!(story, expected, "{name}");
     }
 }
