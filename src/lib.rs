@@ -6,10 +6,13 @@
 
 pub mod background;
 pub mod broker;
+pub mod cli;
 pub mod config;
+pub mod dev;
 pub mod flow;
 pub mod handlers;
 pub mod job;
 pub mod ops;
 pub mod store;
+pub mod telemetry;
 pub mod worker;
