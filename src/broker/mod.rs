@@ -13,7 +13,7 @@ pub mod topology;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -60,6 +60,8 @@ struct Incarnation {
     number: AtomicU64,
     /// The connection (by count) on which the stream was last looked at.
     verified: AtomicU64,
+    /// Set when an answer suggests that a stream or a consumer is missing.
+    suspect: AtomicBool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -165,6 +167,16 @@ impl Broker {
         let connects = self.connects();
         stamp.incarnation == self.incarnation.number.load(Ordering::SeqCst)
             && (stamp.connects == connects || self.incarnation.verified.load(Ordering::SeqCst) == connects)
+    }
+
+    /// Notes that a stream or a consumer may be missing, so that it is looked for soon.
+    pub(crate) fn suspect(&self) {
+        self.incarnation.suspect.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether there was a suspicion since the last call.
+    pub(crate) fn take_suspicion(&self) -> bool {
+        self.incarnation.suspect.swap(false, Ordering::SeqCst)
     }
 
     pub(crate) fn connects(&self) -> u64 {

@@ -3,9 +3,14 @@
 //! A handler sees its payload and a [`RunContext`], never the store or the broker, so that a job type cannot break the
 //! queue. A new type is one file here and one line in `registry`.
 
+pub mod clients;
 pub mod context;
+pub mod generate_content;
+pub mod generate_embedding;
 pub mod registry;
+pub mod send_email;
 pub mod typed;
+pub mod webhook_delivery;
 
 pub use context::{Progress, RunContext};
 pub use registry::Registry;

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{AnyHandler, Handler, typed::Error as TypeError};
+use super::{
+    AnyHandler, Handler, clients::ai::Ai, generate_content::GenerateContent, generate_embedding::GenerateEmbedding,
+    typed::Error as TypeError,
+};
 use crate::{config::Config, job::JobType};
 
 /// All handlers by type.
@@ -23,8 +26,12 @@ impl Registry {
     /// # Errors
     /// A setting that a handler can't work with, `smtp.url` for instance.
     pub fn builtin(config: &Config, db: sqlx::PgPool) -> Result<Self, Error> {
-        let _ = (config, db);
-        Ok(Self::default())
+        let _ = db;
+        // One for both types: a provider's concurrency cap holds for all that this process asks.
+        let ai = Arc::new(Ai::new(&config.ai).map_err(setup(GenerateEmbedding::TYPE))?);
+        Ok(Self::default()
+            .with(GenerateEmbedding::new(ai.clone(), &config.ai))?
+            .with(GenerateContent::new(ai, &config.ai))?)
     }
 
     /// Adds one type.
@@ -47,4 +54,8 @@ impl Registry {
     pub fn iter(&self) -> impl Iterator<Item = &Arc<AnyHandler>> {
         self.0.values()
     }
+}
+
+fn setup<E: std::fmt::Display>(job_type: &'static str) -> impl Fn(E) -> Error {
+    move |e| Error::Setup { job_type, message: e.to_string() }
 }

@@ -14,10 +14,18 @@ pub mod query;
 pub mod retention;
 pub mod retry;
 pub mod sweep;
+pub mod turns;
 pub mod types;
 pub mod workers;
 
-use std::{str::FromStr, time::Duration};
+use std::{
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use sea_orm::{DatabaseConnection, SqlxPostgresConnector};
 use sqlx::{
@@ -42,6 +50,9 @@ pub struct Store {
     /// Reads and admin, so that a flood of them can't hold up the hot path.
     reads: PgPool,
     options: PgConnectOptions,
+    /// Whether the schema is known to be there. Before that nothing is asked of it, so that a service that starts before
+    /// its database says `unavailable` and not that a table is missing.
+    migrated: Arc<AtomicBool>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -147,6 +158,7 @@ impl Store {
             hot: pool(config.max_connections - reads).connect_lazy_with(hot),
             reads: pool(reads).test_before_acquire(true).connect_lazy_with(options.clone()),
             options,
+            migrated: Arc::default(),
         })
     }
 
@@ -167,7 +179,11 @@ impl Store {
         .execute(&mut connection)
         .await
         .map_err(failed)?;
-        sqlx::migrate!("./migrations").run(&mut connection).await.map_err(Error::Migrate)?;
+        sqlx::migrate!("./migrations").run(&mut connection).await.map_err(|e| match e {
+            sqlx::migrate::MigrateError::Execute(e) if e.as_database_error().is_none() => failed(e),
+            e => Error::Migrate(e),
+        })?;
+        self.migrated.store(true, Ordering::SeqCst);
         connection.close().await.map_err(failed)
     }
 
@@ -176,7 +192,7 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`] after two seconds at the latest.
     pub async fn ping(&self) -> Result<(), Error> {
-        self.read_all::<(i32,)>("ping", sqlx::query_as("SELECT 1")).await.map(|_| ())
+        bounded::<(i32,)>(&self.reads, "ping", sqlx::query_as("SELECT 1")).await.map(|_| ())
     }
 
     /// The pool of reads, for handlers that have tables of their own.
@@ -203,6 +219,7 @@ impl Store {
     where
         T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
     {
+        self.check_migrated()?;
         bounded(&self.hot, context, query).await
     }
 
@@ -211,7 +228,15 @@ impl Store {
     where
         T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
     {
+        self.check_migrated()?;
         bounded(&self.reads, context, query).await
+    }
+
+    fn check_migrated(&self) -> Result<(), Error> {
+        if self.migrated.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        Err(Error::Unavailable { context: "the schema is not there yet", source: None })
     }
 }
 
