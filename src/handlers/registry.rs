@@ -2,8 +2,16 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{AnyHandler, Handler, typed::Error as TypeError};
+use super::{
+    AnyHandler, Handler, batch_import::BatchImport, send_email::SendEmail, typed::Error as TypeError,
+    webhook_delivery::WebhookDelivery,
+};
 use crate::{config::Config, job::JobType};
+
+/// The names of all types that come with the program, in the order of the alphabet. For what has to know them before
+/// there is a configuration or a database.
+pub const BUILTIN_TYPES: [&str; 6] =
+    ["batch-import", "crawl-website", "generate-content", "generate-embedding", "send-email", "webhook-delivery"];
 
 /// All handlers by type.
 #[derive(Clone, Default)]
@@ -23,8 +31,11 @@ impl Registry {
     /// # Errors
     /// A setting that a handler can't work with, `smtp.url` for instance.
     pub fn builtin(config: &Config, db: sqlx::PgPool) -> Result<Self, Error> {
-        let _ = (config, db);
-        Ok(Self::default())
+        let registry = Self::default()
+            .with(BatchImport::new(db))?
+            .with(set_up(SendEmail::new(&config.smtp))?)?
+            .with(set_up(WebhookDelivery::new(&config.webhook))?)?;
+        Ok(registry)
     }
 
     /// Adds one type.
@@ -46,5 +57,36 @@ impl Registry {
 
     pub fn iter(&self) -> impl Iterator<Item = &Arc<AnyHandler>> {
         self.0.values()
+    }
+}
+
+fn set_up<H: Handler>(made: Result<H, String>) -> Result<H, Error> {
+    made.map_err(|message| Error::Setup { job_type: H::TYPE, message })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn builtin(config: &Config) -> Result<Registry, Error> {
+        Registry::builtin(
+            config,
+            sqlx::postgres::PgPoolOptions::new().connect_lazy("postgres://127.0.0.1/none").unwrap(),
+        )
+    }
+
+    #[tokio::test]
+    async fn what_is_registered_is_on_the_list_of_types() {
+        let registry = builtin(&Config::default()).unwrap();
+        assert!(registry.iter().all(|handler| BUILTIN_TYPES.contains(&handler.job_type.as_str())));
+        assert!(BUILTIN_TYPES.is_sorted());
+    }
+
+    #[tokio::test]
+    async fn a_setting_that_a_handler_cannot_use_is_named_with_its_type() {
+        let mut config = Config::default();
+        config.smtp.url = Some("imap://example.org".to_owned().into());
+        let refused = builtin(&config).err().unwrap().to_string();
+        assert!(refused.starts_with("the handler of 'send-email' can't be set up: smtp.url"), "{refused}");
     }
 }
