@@ -111,15 +111,26 @@ impl Postgres {
     /// # Errors
     /// What Postgres says.
     pub async fn create_database(&self, name: &str) -> Result<(), Error> {
-        let mut connection = PgConnection::connect(&self.url("postgres")).await.map_err(Error::Database)?;
-        let sql = sqlx::AssertSqlSafe(format!("CREATE DATABASE \"{name}\""));
-        let made = sqlx::raw_sql(sql).execute(&mut connection).await;
-        let _ = connection.close().await;
-        match made {
+        match self.admin(format!("CREATE DATABASE \"{name}\"")).await {
             // duplicate_database
             Err(e) if e.as_database_error().and_then(|e| e.code()).as_deref() == Some("42P04") => Ok(()),
-            made => made.map(|_| ()).map_err(Error::Database),
+            made => made.map_err(Error::Database),
         }
+    }
+
+    /// Makes the database `name` as a copy of `template`, to which nobody may be connected.
+    ///
+    /// # Errors
+    /// What Postgres says.
+    pub async fn clone_database(&self, template: &str, name: &str) -> Result<(), Error> {
+        self.admin(format!("CREATE DATABASE \"{name}\" TEMPLATE \"{template}\"")).await.map_err(Error::Database)
+    }
+
+    async fn admin(&self, sql: String) -> Result<(), sqlx::Error> {
+        let mut connection = PgConnection::connect(&self.url("postgres")).await?;
+        let done = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await;
+        let _ = connection.close().await;
+        done.map(|_| ())
     }
 
     async fn answers(&self) -> bool {

@@ -22,8 +22,11 @@ pub fn init(log: &Log) -> Result<(), Error> {
     use tracing_subscriber::util::SubscriberInitExt;
 
     // What this library tells of connections we tell ourselves; a filter that names it still wins.
-    let filter =
-        if log.filter.contains("async_nats") { log.filter.clone() } else { format!("async_nats=warn,{}", log.filter) };
+    let filter = if log.filter.contains("async_nats") {
+        log.filter.clone()
+    } else {
+        format!("async_nats=warn,sqlx=warn,{}", log.filter)
+    };
     let filter =
         EnvFilter::builder().parse(&filter).map_err(|source| Error::Filter { filter: log.filter.clone(), source })?;
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());

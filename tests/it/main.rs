@@ -1,0 +1,8 @@
+//! The promises of the service, a file per promise, against a real Postgres and a real nats-server.
+//!
+//! All tests are in one program, so that they share the two servers; each has a database and a prefix of its own.
+
+mod harness;
+mod probe;
+
+mod smoke;
