@@ -2,7 +2,14 @@
 //!
 //! All tests are in one program, so that they share the two servers; each has a database and a prefix of its own.
 
+mod books;
+mod child;
 mod harness;
+mod load;
 mod probe;
+mod proxy;
+mod receiver;
 
+mod crash;
+mod outage;
 mod smoke;
