@@ -14,6 +14,8 @@ pub mod handlers;
 pub mod http;
 pub mod job;
 pub mod ops;
+pub mod rpc;
+pub mod service;
 pub mod store;
 pub mod telemetry;
 pub mod worker;

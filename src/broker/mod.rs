@@ -5,6 +5,7 @@
 
 pub mod control;
 pub mod events;
+pub mod login;
 pub mod publish;
 pub mod pull;
 pub mod subjects;
@@ -20,7 +21,6 @@ use std::{
 
 use async_nats::{Client, ConnectOptions, connection::State};
 use bytes::Bytes;
-use secrecy::ExposeSecret;
 use serde::de::DeserializeOwned;
 
 use crate::config;
@@ -202,8 +202,7 @@ pub(crate) struct Stamp {
 }
 
 async fn connect(config: &config::Nats, name: &str) -> Result<Client, Error> {
-    let setting = |key| move |e: std::io::Error| Error::Setting { key, message: e.to_string() };
-    let mut options = ConnectOptions::new()
+    let options = ConnectOptions::new()
         .name(name)
         .custom_inbox_prefix(&config.inbox_prefix)
         .retry_on_initial_connect()
@@ -219,26 +218,11 @@ async fn connect(config: &config::Nats, name: &str) -> Result<Client, Error> {
         .event_callback(|event| async move {
             match event {
                 async_nats::Event::Connected => tracing::info!("connected to NATS"),
+                // What we asked for ourselves.
+                async_nats::Event::Draining | async_nats::Event::Closed => {}
                 event => tracing::warn!("NATS connection: {event}"),
             }
         });
-    if let Some(path) = &config.creds {
-        options = options.credentials_file(path).await.map_err(setting("creds"))?;
-    }
-    if let Some(token) = &config.token {
-        options = options.token(token.expose_secret().to_owned());
-    }
-    if let Some(ca) = &config.tls_ca {
-        options = options.add_root_certificates(ca.clone()).require_tls(true);
-    }
-    if let (Some(cert), Some(key)) = (&config.tls_cert, &config.tls_key) {
-        options = options.add_client_certificate(cert.clone(), key.clone());
-    }
-    let servers = config
-        .url
-        .split(',')
-        .map(|url| url.trim().parse())
-        .collect::<Result<Vec<async_nats::ServerAddr>, _>>()
-        .map_err(|e| Error::Setting { key: "url", message: e.to_string() })?;
+    let (options, servers) = login::prepare(options, config).await?;
     options.connect(servers).await.map_err(|e| Error::Setting { key: "url", message: e.to_string() })
 }

@@ -8,9 +8,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
 
-use super::login;
 use crate::{
-    broker::Subjects,
+    broker::{Subjects, login},
     config::{self, layers::mask_url},
     job::JobType,
     ops::{Verb, error::Fault},

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::Args;
 
 use super::{exit::Exit, flags::Flags};
-use crate::config::Config;
+use crate::{config::Loaded, dev};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -44,12 +44,14 @@ impl DevArgs {
     }
 }
 
-pub async fn run(args: DevArgs, config: Config) -> anyhow::Result<Exit> {
-    start(args, config).await?;
+pub async fn run(args: DevArgs, loaded: Loaded) -> anyhow::Result<Exit> {
+    let options = dev::Options {
+        data: (!args.ephemeral).then_some(args.data),
+        nats_port: args.nats_port,
+        http_chosen: args.http.is_some(),
+        demo: args.demo,
+        ready_file: args.ready_file,
+    };
+    dev::run(options, loaded).await?;
     Ok(Exit::Done)
-}
-
-/// PLACEHOLDER: becomes `crate::dev::run(args, config)`.
-async fn start(_args: DevArgs, _config: Config) -> anyhow::Result<()> {
-    anyhow::bail!("`dev` is not wired yet")
 }

@@ -1,7 +1,7 @@
 //! `migrate`: brings the database up to date and ends.
 
 use super::exit::Exit;
-use crate::config::Config;
+use crate::{config::Config, store::Store};
 
 /// Shown below `migrate --help`.
 pub const HELP: &str = "\
@@ -11,11 +11,8 @@ Examples:
   DATABASE_URL=postgres://queue@db/queue queue-service migrate";
 
 pub async fn run(config: Config) -> anyhow::Result<Exit> {
-    start(config).await?;
+    let store = Store::open(&config.database)?;
+    store.migrate(&config.database.schema).await?;
+    store.close().await;
     Ok(Exit::Done)
-}
-
-/// PLACEHOLDER: becomes the call into `crate::store` that runs the migrations.
-async fn start(_config: Config) -> anyhow::Result<()> {
-    anyhow::bail!("`migrate` is not wired yet")
 }

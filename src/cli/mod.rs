@@ -14,7 +14,6 @@ pub mod exit;
 mod flags;
 mod get;
 mod list;
-mod login;
 mod migrate;
 pub mod output;
 mod payload;
@@ -144,7 +143,7 @@ async fn command(command: Command, scope: Option<JobType>, loaded: &Loaded, out:
     let connect = || Client::connect(&loaded.config.nats, scope.clone());
     match command {
         Command::Serve(_) => serve::run(own()).await,
-        Command::Dev(args) => dev::run(args, own()).await,
+        Command::Dev(args) => dev::run(args, loaded.clone()).await,
         Command::Migrate => migrate::run(own()).await,
         Command::Enqueue(args) => {
             let prepared = args.prepare()?;

@@ -54,11 +54,6 @@ impl ServeArgs {
 }
 
 pub async fn run(config: Config) -> anyhow::Result<Exit> {
-    start(config).await?;
+    crate::service::run(config).await?;
     Ok(Exit::Done)
-}
-
-/// PLACEHOLDER: becomes `crate::service::run(config)`.
-async fn start(_config: Config) -> anyhow::Result<()> {
-    anyhow::bail!("`serve` is not wired yet")
 }

@@ -3,6 +3,7 @@
 //! A handler sees its payload and a [`RunContext`], never the store or the broker, so that a job type cannot break the
 //! queue. A new type is one file here and one line in `registry`.
 
+pub mod batch_import;
 pub mod clients;
 pub mod context;
 pub mod generate_content;

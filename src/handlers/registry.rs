@@ -3,10 +3,16 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    AnyHandler, Handler, clients::ai::Ai, generate_content::GenerateContent, generate_embedding::GenerateEmbedding,
-    typed::Error as TypeError,
+    AnyHandler, Handler, batch_import::BatchImport, clients::ai::Ai, generate_content::GenerateContent,
+    generate_embedding::GenerateEmbedding, send_email::SendEmail, typed::Error as TypeError,
+    webhook_delivery::WebhookDelivery,
 };
 use crate::{config::Config, job::JobType};
+
+/// The names of all types that come with the program, in the order of the alphabet. For what has to know them before
+/// there is a configuration or a database.
+pub const BUILTIN_TYPES: [&str; 6] =
+    ["batch-import", "crawl-website", "generate-content", "generate-embedding", "send-email", "webhook-delivery"];
 
 /// All handlers by type.
 #[derive(Clone, Default)]
@@ -26,12 +32,14 @@ impl Registry {
     /// # Errors
     /// A setting that a handler can't work with, `smtp.url` for instance.
     pub fn builtin(config: &Config, db: sqlx::PgPool) -> Result<Self, Error> {
-        let _ = db;
         // One for both types: a provider's concurrency cap holds for all that this process asks.
-        let ai = Arc::new(Ai::new(&config.ai).map_err(setup(GenerateEmbedding::TYPE))?);
+        let ai = Arc::new(Ai::new(&config.ai).map_err(fault_of::<GenerateEmbedding>)?);
         Ok(Self::default()
-            .with(GenerateEmbedding::new(ai.clone(), &config.ai))?
-            .with(GenerateContent::new(ai, &config.ai))?)
+            .with(BatchImport::new(db))?
+            .with(GenerateContent::new(ai.clone(), &config.ai))?
+            .with(GenerateEmbedding::new(ai, &config.ai))?
+            .with(set_up(SendEmail::new(&config.smtp))?)?
+            .with(set_up(WebhookDelivery::new(&config.webhook))?)?)
     }
 
     /// Adds one type.
@@ -56,6 +64,37 @@ impl Registry {
     }
 }
 
-fn setup<E: std::fmt::Display>(job_type: &'static str) -> impl Fn(E) -> Error {
-    move |e| Error::Setup { job_type, message: e.to_string() }
+fn set_up<H: Handler>(made: Result<H, String>) -> Result<H, Error> {
+    made.map_err(fault_of::<H>)
+}
+
+fn fault_of<H: Handler>(message: impl ToString) -> Error {
+    Error::Setup { job_type: H::TYPE, message: message.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn builtin(config: &Config) -> Result<Registry, Error> {
+        Registry::builtin(
+            config,
+            sqlx::postgres::PgPoolOptions::new().connect_lazy("postgres://127.0.0.1/none").unwrap(),
+        )
+    }
+
+    #[tokio::test]
+    async fn what_is_registered_is_on_the_list_of_types() {
+        let registry = builtin(&Config::default()).unwrap();
+        assert!(registry.iter().all(|handler| BUILTIN_TYPES.contains(&handler.job_type.as_str())));
+        assert!(BUILTIN_TYPES.is_sorted());
+    }
+
+    #[tokio::test]
+    async fn a_setting_that_a_handler_cannot_use_is_named_with_its_type() {
+        let mut config = Config::default();
+        config.smtp.url = Some("imap://example.org".to_owned().into());
+        let refused = builtin(&config).err().unwrap().to_string();
+        assert!(refused.starts_with("the handler of 'send-email' can't be set up: smtp.url"), "{refused}");
+    }
 }

@@ -29,7 +29,7 @@ use std::{
 
 use sea_orm::{DatabaseConnection, SqlxPostgresConnector};
 use sqlx::{
-    AssertSqlSafe, Connection, FromRow, PgConnection, PgPool, Postgres,
+    AssertSqlSafe, FromRow, PgPool, Postgres,
     pool::PoolConnection,
     postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow},
     query::QueryAs,
@@ -171,20 +171,22 @@ impl Store {
         let failed = |e| Error::of("migrations", e);
         // Migrations may take longer than any statement of the service.
         let options = self.options.clone().options([("statement_timeout", "0")]);
-        let mut connection = <PgConnection as Connection>::connect_with(&options).await.map_err(failed)?;
+        let one = PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE);
+        let pool = one.connect_with(options).await.map_err(failed)?;
         // IF NOT EXISTS still fails when two make it at the same instant: one at a time.
         sqlx::raw_sql(AssertSqlSafe(format!(
             "SELECT pg_advisory_lock(7215); CREATE SCHEMA IF NOT EXISTS \"{schema}\"; SELECT pg_advisory_unlock(7215)"
         )))
-        .execute(&mut connection)
+        .execute(&pool)
         .await
         .map_err(failed)?;
-        sqlx::migrate!("./migrations").run(&mut connection).await.map_err(|e| match e {
+        sqlx::migrate!("./migrations").run(&pool).await.map_err(|e| match e {
             sqlx::migrate::MigrateError::Execute(e) if e.as_database_error().is_none() => failed(e),
             e => Error::Migrate(e),
         })?;
         self.migrated.store(true, Ordering::SeqCst);
-        connection.close().await.map_err(failed)
+        pool.close().await;
+        Ok(())
     }
 
     /// Answers when the database does.

@@ -21,9 +21,11 @@ pub enum Error {
 pub fn init(log: &Log) -> Result<(), Error> {
     use tracing_subscriber::util::SubscriberInitExt;
 
-    let filter = EnvFilter::builder()
-        .parse(&log.filter)
-        .map_err(|source| Error::Filter { filter: log.filter.clone(), source })?;
+    // What this library tells of connections we tell ourselves; a filter that names it still wins.
+    let filter =
+        if log.filter.contains("async_nats") { log.filter.clone() } else { format!("async_nats=warn,{}", log.filter) };
+    let filter =
+        EnvFilter::builder().parse(&filter).map_err(|source| Error::Filter { filter: log.filter.clone(), source })?;
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -1,10 +1,9 @@
 //! How to log in to NATS: everything of `[nats]` that a connection needs.
 
-use std::path::Path;
-
 use async_nats::{ConnectOptions, ServerAddr};
 use secrecy::ExposeSecret;
 
+use super::Error;
 use crate::config::{self, layers::mask_url};
 
 /// Adds what `config` says of the login to `options`, and gives the servers.
@@ -14,7 +13,7 @@ use crate::config::{self, layers::mask_url};
 pub async fn prepare(
     mut options: ConnectOptions,
     config: &config::Nats,
-) -> anyhow::Result<(ConnectOptions, Vec<ServerAddr>)> {
+) -> Result<(ConnectOptions, Vec<ServerAddr>), Error> {
     let servers = servers(&config.url)?;
     // async-nats reads user and password of a URL and then does nothing with them (nats-io/nats.rs#1623). It has one
     // login for all servers.
@@ -24,10 +23,9 @@ pub async fn prepare(
         Some((token, None)) => options = options.token(decode(token)),
         None => {}
     }
-    let unusable = |key: &str, path: &Path| format!("nats.{key} {} can't be used", path.display());
     if let Some(path) = &config.creds {
-        options =
-            options.credentials_file(path).await.map_err(|e| anyhow::Error::new(e).context(unusable("creds", path)))?;
+        let unusable = |e| Error::Setting { key: "creds", message: format!("{}: {e}", path.display()) };
+        options = options.credentials_file(path).await.map_err(unusable)?;
     }
     if let Some(token) = &config.token {
         options = options.token(token.expose_secret().to_owned());
@@ -41,13 +39,13 @@ pub async fn prepare(
     Ok((options, servers))
 }
 
-fn servers(urls: &str) -> anyhow::Result<Vec<ServerAddr>> {
+fn servers(urls: &str) -> Result<Vec<ServerAddr>, Error> {
     urls.split(',')
         .map(|url| {
             let url = url.trim();
             url.parse().map_err(|e: std::io::Error| {
-                let why = "write for instance nats://127.0.0.1:4222";
-                anyhow::Error::new(e).context(format!("nats.url '{}' can't be used; {why}", mask_url(url)))
+                let message = format!("'{}': {e}; write for instance nats://127.0.0.1:4222", mask_url(url));
+                Error::Setting { key: "url", message }
             })
         })
         .collect()
@@ -88,6 +86,6 @@ mod tests {
     #[test]
     fn a_url_that_can_not_be_used_is_told_without_its_password() {
         let error = servers("nats://me:canary@h:1:2").unwrap_err();
-        assert!(!format!("{error:#}").contains("canary"), "{error:#}");
+        assert!(!error.to_string().contains("canary"), "{error}");
     }
 }
