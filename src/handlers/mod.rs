@@ -63,6 +63,12 @@ pub trait Handler: Send + Sync + 'static {
         let _ = (payload, faults);
     }
 
+    /// How many jobs of this type one process should run at the same time, where the settings say nothing: for work that
+    /// waits in a narrower queue behind it, so that waiting there spends no attempt.
+    fn concurrency(&self) -> Option<usize> {
+        None
+    }
+
     /// Does the work once. It may run more than once for the same job (a crash after the work and before its record),
     /// so let the other side recognise repetitions by [`RunContext::job_id`].
     ///

@@ -6,7 +6,10 @@ use schemars::{Schema, generate::SchemaSettings};
 use serde_json::value::RawValue;
 
 use super::{Handler, RunContext};
-use crate::job::{BadType, Failure, JobType};
+use crate::{
+    config::{Config, TypeSettings},
+    job::{BadType, Failure, JobType},
+};
 
 /// What is wrong with a payload: JSON pointers and sentences.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -31,6 +34,8 @@ pub struct AnyHandler {
     pub about: &'static str,
     /// JSON Schema (2020-12) of the payload.
     pub schema: Schema,
+    /// See [`Handler::concurrency`].
+    pub concurrency: Option<usize>,
     validator: jsonschema::Validator,
     inner: Arc<dyn Erased>,
 }
@@ -62,6 +67,7 @@ impl AnyHandler {
             job_type: JobType::new(H::TYPE)?,
             about: H::ABOUT,
             schema,
+            concurrency: handler.concurrency(),
             validator,
             inner: Arc::new(Typed(handler)),
         })
@@ -86,6 +92,19 @@ impl AnyHandler {
             faults.add(pointer(refusal.path()), shorten(refusal.into_inner().to_string()));
         }
         faults
+    }
+
+    /// What is in force for this type.
+    ///
+    /// # Errors
+    /// As [`Config::type_settings`].
+    pub fn settings(&self, config: &Config) -> Result<TypeSettings, String> {
+        let mut settings = config.type_settings(self.job_type.as_str())?;
+        let chosen = config.types.get(self.job_type.as_str()).and_then(|overrides| overrides.concurrency);
+        if let (None, Some(own)) = (chosen, self.concurrency) {
+            settings.concurrency = settings.concurrency.min(own);
+        }
+        Ok(settings)
     }
 
     /// Runs the handler; its result is JSON.

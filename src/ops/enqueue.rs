@@ -116,9 +116,10 @@ impl Ops {
             let fault = |(pointer, message)| Fault { path: format!("/payload{pointer}"), message };
             return Err(ApiError::faults(Code::InvalidPayload, refused.0.into_iter().map(fault).collect()));
         }
-        let settings =
-            self.config.type_settings(handler.job_type.as_str()).map_err(|e| ApiError::new(Code::Unavailable, e))?;
-        let max_attempts = job.max_attempts.unwrap_or(settings.retry.max_attempts);
+        let max_attempts = match job.max_attempts {
+            Some(n) => n,
+            None => self.settings(handler)?.retry.max_attempts,
+        };
         Ok(NewJob {
             id: uuid::Uuid::now_v7(),
             job_type: handler.job_type.clone(),
