@@ -6,6 +6,8 @@
 pub mod batch_import;
 pub mod clients;
 pub mod context;
+mod crawl;
+pub mod crawl_website;
 pub mod registry;
 pub mod send_email;
 pub mod typed;

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    AnyHandler, Handler, batch_import::BatchImport, send_email::SendEmail, typed::Error as TypeError,
-    webhook_delivery::WebhookDelivery,
+    AnyHandler, Handler, batch_import::BatchImport, crawl_website::CrawlWebsite, send_email::SendEmail,
+    typed::Error as TypeError, webhook_delivery::WebhookDelivery,
 };
 use crate::{config::Config, job::JobType};
 
@@ -33,6 +33,7 @@ impl Registry {
     pub fn builtin(config: &Config, db: sqlx::PgPool) -> Result<Self, Error> {
         let registry = Self::default()
             .with(BatchImport::new(db))?
+            .with(set_up(CrawlWebsite::new(config))?)?
             .with(set_up(SendEmail::new(&config.smtp))?)?
             .with(set_up(WebhookDelivery::new(&config.webhook))?)?;
         Ok(registry)
