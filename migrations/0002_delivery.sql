@@ -21,6 +21,12 @@ CREATE TABLE workers (
     claimed     json        NOT NULL DEFAULT '{}'
 );
 
+-- Whose turn it is: of all replicas one does a duty in each period.
+CREATE TABLE duties (
+    name    text        NOT NULL PRIMARY KEY,
+    next_at timestamptz NOT NULL
+);
+
 -- One idempotency key, one job: the primary key decides, also between replicas.
 CREATE TABLE job_keys (
     key          text        NOT NULL PRIMARY KEY,

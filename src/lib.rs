@@ -4,12 +4,18 @@
 //! run path, the duties in the background, the doors, and the leaves. Imports point downwards in this list only for
 //! the leaves; ARCHITECTURE.md has the map.
 
+pub mod background;
 pub mod broker;
+pub mod cli;
 pub mod config;
 pub mod dev;
 pub mod flow;
 pub mod handlers;
+pub mod http;
 pub mod job;
 pub mod ops;
+pub mod rpc;
+pub mod service;
 pub mod store;
+pub mod telemetry;
 pub mod worker;

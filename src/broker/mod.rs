@@ -5,6 +5,7 @@
 
 pub mod control;
 pub mod events;
+pub mod login;
 pub mod publish;
 pub mod pull;
 pub mod subjects;
@@ -13,14 +14,13 @@ pub mod topology;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use async_nats::{Client, ConnectOptions, connection::State};
 use bytes::Bytes;
-use secrecy::ExposeSecret;
 use serde::de::DeserializeOwned;
 
 use crate::config;
@@ -60,6 +60,8 @@ struct Incarnation {
     number: AtomicU64,
     /// The connection (by count) on which the stream was last looked at.
     verified: AtomicU64,
+    /// Set when an answer suggests that a stream or a consumer is missing.
+    suspect: AtomicBool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -167,6 +169,16 @@ impl Broker {
             && (stamp.connects == connects || self.incarnation.verified.load(Ordering::SeqCst) == connects)
     }
 
+    /// Notes that a stream or a consumer may be missing, so that it is looked for soon.
+    pub(crate) fn suspect(&self) {
+        self.incarnation.suspect.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether there was a suspicion since the last call.
+    pub(crate) fn take_suspicion(&self) -> bool {
+        self.incarnation.suspect.swap(false, Ordering::SeqCst)
+    }
+
     pub(crate) fn connects(&self) -> u64 {
         self.jetstream.statistics().connects.load(Ordering::Relaxed)
     }
@@ -190,8 +202,7 @@ pub(crate) struct Stamp {
 }
 
 async fn connect(config: &config::Nats, name: &str) -> Result<Client, Error> {
-    let setting = |key| move |e: std::io::Error| Error::Setting { key, message: e.to_string() };
-    let mut options = ConnectOptions::new()
+    let options = ConnectOptions::new()
         .name(name)
         .custom_inbox_prefix(&config.inbox_prefix)
         .retry_on_initial_connect()
@@ -207,26 +218,11 @@ async fn connect(config: &config::Nats, name: &str) -> Result<Client, Error> {
         .event_callback(|event| async move {
             match event {
                 async_nats::Event::Connected => tracing::info!("connected to NATS"),
+                // What we asked for ourselves.
+                async_nats::Event::Draining | async_nats::Event::Closed => {}
                 event => tracing::warn!("NATS connection: {event}"),
             }
         });
-    if let Some(path) = &config.creds {
-        options = options.credentials_file(path).await.map_err(setting("creds"))?;
-    }
-    if let Some(token) = &config.token {
-        options = options.token(token.expose_secret().to_owned());
-    }
-    if let Some(ca) = &config.tls_ca {
-        options = options.add_root_certificates(ca.clone()).require_tls(true);
-    }
-    if let (Some(cert), Some(key)) = (&config.tls_cert, &config.tls_key) {
-        options = options.add_client_certificate(cert.clone(), key.clone());
-    }
-    let servers = config
-        .url
-        .split(',')
-        .map(|url| url.trim().parse())
-        .collect::<Result<Vec<async_nats::ServerAddr>, _>>()
-        .map_err(|e| Error::Setting { key: "url", message: e.to_string() })?;
+    let (options, servers) = login::prepare(options, config).await?;
     options.connect(servers).await.map_err(|e| Error::Setting { key: "url", message: e.to_string() })
 }

@@ -138,10 +138,16 @@ impl LanePull {
         match code {
             // Still there, nothing to deliver.
             100 => {}
-            // No such consumer, or nobody who could know: it is made again by the sweep.
+            // No such consumer, or nobody who could know: it is looked for, and made again.
             404 | 503 => {
+                self.broker.suspect();
                 self.credit = 0;
                 self.not_before = Instant::now() + Duration::from_millis(250);
+            }
+            // Among them "Consumer Deleted"; the count says how much of the request is void.
+            409 => {
+                self.broker.suspect();
+                self.credit = header("Nats-Pending-Messages").map_or(0, |left| self.credit.saturating_sub(left));
             }
             _ => self.credit = header("Nats-Pending-Messages").map_or(0, |left| self.credit.saturating_sub(left)),
         }

@@ -8,6 +8,8 @@ pub mod clients;
 pub mod context;
 mod crawl;
 pub mod crawl_website;
+pub mod generate_content;
+pub mod generate_embedding;
 pub mod registry;
 pub mod send_email;
 pub mod typed;

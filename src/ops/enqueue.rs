@@ -146,7 +146,7 @@ impl Ops {
         self.registry.get(name).map(|handler| &**handler).ok_or_else(|| self.unknown_type(name))
     }
 
-    pub(super) fn unknown_type(&self, name: &str) -> ApiError {
+    pub(crate) fn unknown_type(&self, name: &str) -> ApiError {
         let known: Vec<&str> = self.registry.iter().map(|handler| handler.job_type.as_str()).collect();
         let problem = match JobType::new(name) {
             Ok(_) => format!("there is no type '{name}'"),

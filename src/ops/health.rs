@@ -49,6 +49,12 @@ impl Ops {
         Health { status, checks }
     }
 
+    /// Whether jobs can be taken here: what a probe asks before it sends callers. Looks at nothing else, since a broker
+    /// that hangs costs time but no job.
+    pub async fn ready(&self) -> Check {
+        self.postgres().await
+    }
+
     async fn postgres(&self) -> Check {
         match tokio::time::timeout(PATIENCE, self.store.ping()).await {
             Ok(Ok(())) => check(HealthStatus::Ok, "answers"),
@@ -67,6 +73,9 @@ impl Ops {
     }
 
     async fn jetstream(&self) -> Check {
+        if !self.broker.is_connected() {
+            return check(HealthStatus::Degraded, "not known without a connection");
+        }
         if let Some(since) = self.publisher.trouble().filter(|since| *since > UNACKED) {
             let detail = format!(
                 "no acknowledgements for {} s: look at the disk of nats-server; a full one needs a restart of it",

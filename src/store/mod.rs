@@ -14,14 +14,22 @@ pub mod query;
 pub mod retention;
 pub mod retry;
 pub mod sweep;
+pub mod turns;
 pub mod types;
 pub mod workers;
 
-use std::{str::FromStr, time::Duration};
+use std::{
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use sea_orm::{DatabaseConnection, SqlxPostgresConnector};
 use sqlx::{
-    AssertSqlSafe, Connection, FromRow, PgConnection, PgPool, Postgres,
+    AssertSqlSafe, FromRow, PgPool, Postgres,
     pool::PoolConnection,
     postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow},
     query::QueryAs,
@@ -42,6 +50,9 @@ pub struct Store {
     /// Reads and admin, so that a flood of them can't hold up the hot path.
     reads: PgPool,
     options: PgConnectOptions,
+    /// Whether the schema is known to be there. Before that nothing is asked of it, so that a service that starts before
+    /// its database says `unavailable` and not that a table is missing.
+    migrated: Arc<AtomicBool>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -147,6 +158,7 @@ impl Store {
             hot: pool(config.max_connections - reads).connect_lazy_with(hot),
             reads: pool(reads).test_before_acquire(true).connect_lazy_with(options.clone()),
             options,
+            migrated: Arc::default(),
         })
     }
 
@@ -159,16 +171,22 @@ impl Store {
         let failed = |e| Error::of("migrations", e);
         // Migrations may take longer than any statement of the service.
         let options = self.options.clone().options([("statement_timeout", "0")]);
-        let mut connection = <PgConnection as Connection>::connect_with(&options).await.map_err(failed)?;
+        let one = PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE);
+        let pool = one.connect_with(options).await.map_err(failed)?;
         // IF NOT EXISTS still fails when two make it at the same instant: one at a time.
         sqlx::raw_sql(AssertSqlSafe(format!(
             "SELECT pg_advisory_lock(7215); CREATE SCHEMA IF NOT EXISTS \"{schema}\"; SELECT pg_advisory_unlock(7215)"
         )))
-        .execute(&mut connection)
+        .execute(&pool)
         .await
         .map_err(failed)?;
-        sqlx::migrate!("./migrations").run(&mut connection).await.map_err(Error::Migrate)?;
-        connection.close().await.map_err(failed)
+        sqlx::migrate!("./migrations").run(&pool).await.map_err(|e| match e {
+            sqlx::migrate::MigrateError::Execute(e) if e.as_database_error().is_none() => failed(e),
+            e => Error::Migrate(e),
+        })?;
+        self.migrated.store(true, Ordering::SeqCst);
+        pool.close().await;
+        Ok(())
     }
 
     /// Answers when the database does.
@@ -176,7 +194,7 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`] after two seconds at the latest.
     pub async fn ping(&self) -> Result<(), Error> {
-        self.read_all::<(i32,)>("ping", sqlx::query_as("SELECT 1")).await.map(|_| ())
+        bounded::<(i32,)>(&self.reads, "ping", sqlx::query_as("SELECT 1")).await.map(|_| ())
     }
 
     /// The pool of reads, for handlers that have tables of their own.
@@ -203,6 +221,7 @@ impl Store {
     where
         T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
     {
+        self.check_migrated()?;
         bounded(&self.hot, context, query).await
     }
 
@@ -211,7 +230,15 @@ impl Store {
     where
         T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
     {
+        self.check_migrated()?;
         bounded(&self.reads, context, query).await
+    }
+
+    fn check_migrated(&self) -> Result<(), Error> {
+        if self.migrated.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        Err(Error::Unavailable { context: "the schema is not there yet", source: None })
     }
 }
 

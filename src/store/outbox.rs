@@ -51,12 +51,13 @@ impl Store {
         self.hot_all::<(Uuid,)>("clear outbox rows", sqlx::query_as(delete).bind(ids)).await.map(|_| ())
     }
 
-    /// Keeps of a row only what the broker has not acknowledged, to be tried again after `delay`.
+    /// Keeps of a row only what the broker has not acknowledged, to be tried again after `delay`. It becomes another
+    /// row, since message ids are made of the row's id and the place in it, and the places move.
     ///
     /// # Errors
     /// As for every statement; all of it is published again then, which is harmless.
     pub async fn shrink_outbox(&self, row: &Row, unacked: &[usize], delay: Duration) -> Result<(), Error> {
-        let update = "UPDATE outbox SET job_ids = $2, targets = $3,
+        let update = "UPDATE outbox SET id = gen_random_uuid(), job_ids = $2, targets = $3,
                       publish_at = clock_timestamp() + $4 * interval '1 millisecond' WHERE id = $1 RETURNING id";
         let query = sqlx::query_as(update)
             .bind(row.id)

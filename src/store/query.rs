@@ -61,6 +61,7 @@ impl Store {
     /// # Errors
     /// As for every statement.
     pub async fn job(&self, id: JobId) -> Result<Option<Model>, Error> {
+        self.check_migrated()?;
         let db = self.orm();
         let read = Entity::find().filter(Column::Id.eq(id)).one(&db);
         within("read a job", async { read.await.map_err(|e| Error::orm("read a job", e)) }).await
@@ -71,6 +72,7 @@ impl Store {
     /// # Errors
     /// As for every statement.
     pub async fn jobs(&self, ids: &[Uuid]) -> Result<Vec<Model>, Error> {
+        self.check_migrated()?;
         let db = self.orm();
         let read = Entity::find().filter(Column::Id.eq_any(ids.to_vec())).all(&db);
         within("read jobs", async { read.await.map_err(|e| Error::orm("read jobs", e)) }).await
@@ -88,6 +90,7 @@ impl Store {
         include: Include,
         budget: usize,
     ) -> Result<Page, Error> {
+        self.check_migrated()?;
         let failed = |e| Error::orm("list jobs", e);
         let db = self.orm();
         let select =

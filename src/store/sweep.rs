@@ -10,7 +10,7 @@ use super::{
     Error, Store,
     finish::{Retried, Settlement},
 };
-use crate::job::{Failure, FailureKind, Verdict};
+use crate::job::{Failure, FailureKind, Lane, Verdict};
 
 /// Rows put back into the outbox per statement, so that no statement holds locks for long.
 pub const SLICE: i64 = 1000;
@@ -25,20 +25,21 @@ const HELD_BY_DEAD: &str = r#"
 SELECT j.id FROM jobs j WHERE j.status = 'processing'
    AND j.worker_id IN (SELECT id FROM workers WHERE expires_at < clock_timestamp()) LIMIT $1"#;
 
-/// Pending and due since before `$3`, in the lane, and on no outbox row that is due soon: its wake-up is gone.
+/// Pending and due since before `$3`, in the lane, and on no outbox row that is due soon: its wake-up is gone. From
+/// `$5`, `$6` on, so that a million of them are walked through once.
 const FORGOTTEN: &str = r#"
 WITH missing AS (
-    SELECT j.id, j.type FROM jobs j
-    WHERE j.type = $1 AND sign(j.priority) = $2 AND j.status = 'pending' AND j.run_at < $3
+    SELECT j.id, j.type, j.run_at FROM jobs j
+    WHERE j.type = $1 AND sign(j.priority) = $2 AND j.status = 'pending' AND j.run_at < $3 AND (j.run_at, j.id) > ($5, $6)
       AND j.id NOT IN (SELECT unnest(job_ids) FROM outbox WHERE kind = 'wake-up' AND publish_at < now() + interval '1 minute')
-    ORDER BY j.run_at LIMIT $4
+    ORDER BY j.run_at, j.id LIMIT $4
 ), written AS (
     INSERT INTO outbox (id, kind, publish_at, job_ids, targets)
     SELECT gen_random_uuid(), 'wake-up', now(), array_agg(id),
            array_agg(type || CASE $2 WHEN 1 THEN '.high' WHEN 0 THEN '.normal' ELSE '.low' END)
     FROM missing HAVING count(*) > 0
 )
-SELECT count(*) FROM missing"#;
+SELECT run_at, id, (SELECT count(*) FROM missing) FROM missing ORDER BY run_at DESC, id DESC LIMIT 1"#;
 
 const WATERMARKS: &str = r#"
 SELECT key, max(value::int8) FROM workers, json_each_text(claimed) GROUP BY key"#;
@@ -112,11 +113,19 @@ impl Store {
     /// As for every statement.
     pub async fn watermarks(&self) -> Result<(Vec<(String, DateTime<Utc>)>, DateTime<Utc>), Error> {
         let rows: Vec<(String, i64)> = self.read_all("read watermarks", sqlx::query_as(WATERMARKS)).await?;
-        let now: Vec<(DateTime<Utc>,)> =
-            self.read_all("read the clock", sqlx::query_as("SELECT clock_timestamp()")).await?;
         let marks =
             rows.into_iter().filter_map(|(lane, us)| Some((lane, DateTime::from_timestamp_micros(us)?))).collect();
-        Ok((marks, now.first().map_or(DateTime::UNIX_EPOCH, |row| row.0)))
+        Ok((marks, self.now().await?))
+    }
+
+    /// The database's time, the only one that decides anything.
+    ///
+    /// # Errors
+    /// As for every statement.
+    pub async fn now(&self) -> Result<DateTime<Utc>, Error> {
+        let now: Vec<(DateTime<Utc>,)> =
+            self.read_all("read the clock", sqlx::query_as("SELECT clock_timestamp()")).await?;
+        Ok(now.first().map_or(DateTime::UNIX_EPOCH, |row| row.0))
     }
 
     /// Types that have live jobs.
@@ -131,14 +140,28 @@ impl Store {
         Ok(rows.into_iter().map(|(name,)| name).collect())
     }
 
-    /// Puts one slice of the lane's jobs that have been due since before `before` and are on no outbox row back into
-    /// the outbox. Returns how many; [`SLICE`] means that there may be more.
+    /// Puts the lane's jobs that have been due since before `before` and are on no outbox row back into the outbox, in
+    /// slices, so that no statement holds locks for long. Returns how many.
     ///
     /// # Errors
-    /// As for every statement.
-    pub async fn rearm_forgotten(&self, job_type: &str, lane_sign: i32, before: DateTime<Utc>) -> Result<i64, Error> {
-        let query = sqlx::query_as(FORGOTTEN).bind(job_type).bind(f64::from(lane_sign)).bind(before).bind(SLICE);
-        let rows: Vec<(i64,)> = self.read_all("re-arm forgotten jobs", query).await?;
-        Ok(rows.first().map_or(0, |row| row.0))
+    /// As for every statement; the slices before it stay written.
+    pub async fn rearm_forgotten(&self, job_type: &str, lane: Lane, before: DateTime<Utc>) -> Result<i64, Error> {
+        let sign = match lane {
+            Lane::High => 1.0,
+            Lane::Normal => 0.0,
+            Lane::Low => -1.0,
+        };
+        let (mut from, mut all) = ((DateTime::UNIX_EPOCH, Uuid::nil()), 0);
+        loop {
+            let query = sqlx::query_as(FORGOTTEN).bind(job_type).bind(sign).bind(before).bind(SLICE);
+            let query = query.bind(from.0).bind(from.1);
+            let last: Vec<(DateTime<Utc>, Uuid, i64)> = self.read_all("re-arm forgotten jobs", query).await?;
+            let Some(&(run_at, id, n)) = last.first() else { return Ok(all) };
+            all += n;
+            if n < SLICE {
+                return Ok(all);
+            }
+            from = (run_at, id);
+        }
     }
 }

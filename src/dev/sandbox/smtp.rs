@@ -7,7 +7,10 @@ use std::{
     collections::{BTreeMap, VecDeque},
     io,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -19,6 +22,8 @@ use tokio::{
 
 /// Mails that are kept; older ones make room.
 const MAILS_MAX: usize = 500;
+/// Bytes of them all together.
+const MAILS_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Largest mail that is taken, in bytes.
 const MAIL_MAX: usize = 16 * 1024 * 1024;
 const LINE_MAX: usize = 64 * 1024;
@@ -28,6 +33,8 @@ const IDLE_MAX: Duration = Duration::from_secs(300);
 /// A mail as it came in.
 #[derive(Clone, Debug)]
 pub struct Mail {
+    /// From 1, in the order in which mails came in; never used twice.
+    pub id: u64,
     pub at: SystemTime,
     /// The envelope: from `MAIL FROM` and `RCPT TO`, without angle brackets.
     pub from: String,
@@ -68,6 +75,7 @@ pub struct Sink {
 #[derive(Default)]
 struct Shared {
     mails: Mutex<VecDeque<Mail>>,
+    last_id: AtomicU64,
     rules: Mutex<Rules>,
     /// Every command as it came in, the latest last; for tests.
     commands: Mutex<VecDeque<String>>,
@@ -136,6 +144,19 @@ impl Sink {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// Drops the oldest mails until the rest has no more than `max` bytes.
+    fn make_room(&self, max: usize) {
+        let mut mails = lock(&self.mails);
+        let mut bytes: usize = mails.iter().map(|mail| mail.text.len()).sum();
+        while bytes > max
+            && let Some(oldest) = mails.pop_front()
+        {
+            bytes -= oldest.text.len();
+        }
+    }
 }
 
 fn push<T>(list: &Mutex<VecDeque<T>>, value: T) {
@@ -272,6 +293,7 @@ impl Session {
             return Ok(true);
         }
         let mail = Mail {
+            id: self.shared.last_id.fetch_add(1, Ordering::Relaxed) + 1,
             at: SystemTime::now(),
             from: self.from.take().unwrap_or_default(),
             to: std::mem::take(&mut self.to),
@@ -279,6 +301,7 @@ impl Session {
             bare_line_ends,
         };
         push(&self.shared.mails, mail);
+        self.shared.make_room(MAILS_BYTES_MAX);
         if rules.drop_after_data {
             return Ok(false);
         }
@@ -347,5 +370,17 @@ mod tests {
         assert_eq!(mails.len(), 2, "{said}");
         assert_eq!((mails[1].from.as_str(), mails[1].text.as_str()), ("evil@x", ".dot\r\n"));
         assert!(mails.iter().all(|mail| mail.bare_line_ends > 0));
+    }
+
+    #[test]
+    fn large_mails_push_out_old_ones_before_memory_runs_short() {
+        let shared = Shared::default();
+        for id in 1..=5 {
+            let text = "x".repeat(100);
+            let mail = Mail { id, at: SystemTime::now(), from: String::new(), to: vec![], text, bare_line_ends: 0 };
+            push(&shared.mails, mail);
+            shared.make_room(250);
+        }
+        assert_eq!(lock(&shared.mails).iter().map(|mail| mail.id).collect::<Vec<_>>(), [4, 5]);
     }
 }

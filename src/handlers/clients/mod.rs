@@ -1,7 +1,8 @@
-//! What handlers use to speak with the outside: guarded HTTP requests, mail, signatures.
+//! What handlers use to speak with the outside: guarded HTTP requests, text models, mail, signatures.
 //!
 //! Nothing here knows more of jobs than a run's deadline and the `Failure` it may end with.
 
+pub mod ai;
 pub mod fetch;
 pub mod guard;
 pub mod mail;

@@ -391,3 +391,23 @@ fn a_user_agent_without_a_name_is_refused_at_the_start() {
     config.crawl.user_agent = "1.0".into();
     assert!(CrawlWebsite::new(&config).err().unwrap().contains("crawl.user_agent"));
 }
+
+#[tokio::test]
+async fn the_site_of_the_sandbox_is_read_as_a_person_would() {
+    let sandbox = crate::dev::sandbox::Sandbox::start().await.unwrap();
+    let mut config = Config::default();
+    sandbox.apply(&mut config, |_| false);
+    let handler = AnyHandler::new(CrawlWebsite::new(&config).unwrap()).unwrap();
+    let result = run(&handler, &json!({"url": sandbox.site_url(), "maxPages": 100})).await.unwrap();
+    let titles: Vec<&str> =
+        result["pages"].as_array().unwrap().iter().filter_map(|page| page["title"].as_str()).collect();
+    assert!(titles.contains(&"Café") && titles.contains(&"Untidy"), "{titles:?}");
+    assert!(titles.len() < 40 && !titles.iter().any(|title| title.contains("Private")), "{titles:?}");
+    let skipped = skipped(&result);
+    for (path, reason) in
+        [("/private", "robots"), ("/broken", "status"), ("/missing", "status"), ("/prices.csv", "not_html")]
+    {
+        assert!(skipped.contains(&(path.to_owned(), reason.to_owned())), "{path}: {skipped:?}");
+    }
+    assert_eq!(result["truncated"], Value::Null);
+}

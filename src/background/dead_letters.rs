@@ -1,0 +1,53 @@
+//! Dead letters: every job that failed for good, complete, for whoever looks after failures.
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use super::{Deps, Error};
+use crate::{
+    broker::publish::Outgoing,
+    ops::wire::Job,
+    store::{entity::job::Model, outbox::Row},
+};
+
+/// Jobs read and published at once: each may be larger than half a megabyte.
+const CHUNK: usize = 16;
+/// Kept free below the broker's limit for subject and headers.
+const FRAME: usize = 4096;
+
+/// Publishes the dead letters of a row, and says of each whether the broker has acknowledged it.
+pub(super) async fn publish(deps: &Deps, row: &Row) -> Result<Vec<bool>, Error> {
+    let mut acked = Vec::with_capacity(row.job_ids.len());
+    for (ids, targets) in row.job_ids.chunks(CHUNK).zip(row.targets.chunks(CHUNK)) {
+        let jobs = deps.store.jobs(ids).await?;
+        let messages: Vec<Option<Outgoing>> =
+            ids.iter().zip(targets).map(|(id, target)| letter(deps, &jobs, *id, target)).collect();
+        let known: Vec<bool> = messages.iter().map(Option::is_some).collect();
+        let mut answers = deps.publisher.publish(messages.into_iter().flatten().collect()).await.into_iter();
+        // A job that is past its retention needs no letter any more.
+        acked.extend(known.into_iter().map(|known| !known || answers.next().unwrap_or_default()));
+    }
+    Ok(acked)
+}
+
+/// `target`: `<type>.<run>`.
+fn letter(deps: &Deps, jobs: &[Model], id: Uuid, target: &str) -> Option<Outgoing> {
+    let (job_type, run) = target.rsplit_once('.')?;
+    let job = Job::from(jobs.iter().find(|job| job.id == id)?.clone());
+    let limit = deps.broker.jetstream.max_payload().saturating_sub(FRAME);
+    Some(Outgoing {
+        subject: deps.broker.subjects.dead_letter(job_type),
+        message_id: format!("{id}:{run}"),
+        body: body(job, limit)?,
+    })
+}
+
+/// The job as JSON. One that would pass the broker's limit goes without its payload, which `getJob` still shows.
+fn body(mut job: Job, limit: usize) -> Option<Bytes> {
+    let body = serde_json::to_vec(&job).ok()?;
+    if body.len() <= limit {
+        return Some(Bytes::from(body));
+    }
+    job.payload = None;
+    serde_json::to_vec(&job).ok().map(Bytes::from)
+}

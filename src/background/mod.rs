@@ -1,0 +1,94 @@
+//! The duties in the background, a file each: they publish what is due, repair what crashes left, and tidy up.
+//!
+//! A duty is one idempotent `run_once` that takes no input, so it may run at any time, twice, or in several replicas at
+//! once. None of them is needed for the normal path; all of them are needed after something went wrong.
+
+mod counts;
+mod dead_letters;
+mod relay;
+mod retention;
+mod sweep;
+mod topology;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::Notify;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    broker::{self, Broker, Publisher},
+    config::Config,
+    handlers::Registry,
+    ops::error::chain,
+    store::{self, Store},
+};
+pub use relay::Relay;
+pub use sweep::Sweep;
+pub use topology::Topology;
+
+/// What the duties need of the rest of the service.
+#[derive(Clone)]
+pub struct Deps {
+    pub store: Store,
+    pub broker: Broker,
+    pub publisher: Publisher,
+    pub config: Arc<Config>,
+    pub registry: Registry,
+    /// Rung when something was written that the relay should see at once.
+    pub relay: Arc<Notify>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Broker(#[from] broker::Error),
+}
+
+/// Pause after a duty that failed, so that an outage is no hot loop.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
+
+/// Starts all duties on `tasks`; they end at `stop`.
+pub fn start(deps: &Deps, stop: &CancellationToken, tasks: &TaskTracker) {
+    tasks.spawn(relay::work(deps.clone(), stop.clone()));
+    tasks.spawn(topology::work(deps.clone(), stop.clone()));
+    tasks.spawn(sweep::work(deps.clone(), stop.clone()));
+    tasks.spawn(retention::work(deps.clone(), stop.clone()));
+    tasks.spawn(counts::work(deps.clone(), stop.clone()));
+}
+
+/// Repeats a duty each `period` until `stop`. A failure is told once and not again at each repetition of it.
+async fn repeat<F, Fut>(name: &str, period: Duration, stop: &CancellationToken, run_once: F)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Result<(), Error>>,
+{
+    let mut failing = false;
+    loop {
+        let pause = match stop.run_until_cancelled(run_once()).await {
+            None => return,
+            Some(Ok(())) => {
+                if std::mem::take(&mut failing) {
+                    tracing::info!("{name}: works again");
+                }
+                period
+            }
+            Some(Err(e)) => {
+                report(name, &e, &mut failing);
+                period.min(AFTER_FAILURE)
+            }
+        };
+        if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+            return;
+        }
+    }
+}
+
+fn report(name: &str, e: &Error, failing: &mut bool) {
+    if std::mem::replace(failing, true) {
+        tracing::debug!("{name}: {}", chain(e));
+    } else {
+        tracing::warn!("{name}: {}", chain(e));
+    }
+}

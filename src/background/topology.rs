@@ -1,0 +1,93 @@
+//! Keeps streams and consumers there, and notices when they are not the ones of before.
+//!
+//! Every process looks for itself, because acks that it keeps from before a stream was made anew must be dropped.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Deps, Error, repeat};
+use crate::job::Lane;
+
+/// How often it is asked whether there is a reason to look.
+const TICK: Duration = Duration::from_millis(500);
+
+/// The duty; see the module.
+pub struct Topology {
+    deps: Deps,
+    seen: Mutex<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    /// When the server made the work stream, as of the last look.
+    created: Option<String>,
+    connects: u64,
+    looked: Option<Instant>,
+}
+
+pub(super) async fn work(deps: Deps, stop: CancellationToken) {
+    let topology = Topology::new(deps);
+    repeat("looking after streams and consumers", TICK, &stop, || async {
+        if topology.has_reason() { topology.run_once().await } else { Ok(()) }
+    })
+    .await;
+}
+
+impl Topology {
+    pub fn new(deps: Deps) -> Self {
+        Self { deps, seen: Mutex::default() }
+    }
+
+    /// Makes and mends everything. After the work stream was lost, all that is due is put back into the outbox.
+    ///
+    /// # Errors
+    /// The broker or the database is away; the next call goes on.
+    pub async fn run_once(&self) -> Result<(), Error> {
+        let broker = &self.deps.broker;
+        let connects = broker.connects();
+        let work = broker.ensure_streams().await?;
+        let is_new = self.lock().created.as_ref().is_some_and(|created| *created != work.created);
+        if is_new {
+            tracing::warn!("the stream of wake-ups was made anew: publishing again what is due");
+            broker.note_new_incarnation();
+        }
+        for handler in self.deps.registry.iter() {
+            broker.ensure_consumers(handler.job_type.as_str()).await?;
+        }
+        if is_new {
+            self.rearm_all().await?;
+        }
+        *self.lock() = Seen { created: Some(work.created), connects, looked: Some(Instant::now()) };
+        Ok(())
+    }
+
+    async fn rearm_all(&self) -> Result<(), Error> {
+        let store = &self.deps.store;
+        let now = store.now().await?;
+        for job_type in store.live_types().await? {
+            for lane in Lane::ALL {
+                store.rearm_forgotten(&job_type, lane, now).await?;
+            }
+        }
+        self.deps.relay.notify_one();
+        Ok(())
+    }
+
+    fn has_reason(&self) -> bool {
+        let broker = &self.deps.broker;
+        if !broker.is_connected() {
+            return false;
+        }
+        let seen = self.lock();
+        let overdue = seen.looked.is_none_or(|at| at.elapsed() > self.deps.config.background.sweep);
+        overdue || seen.connects != broker.connects() || broker.take_suspicion()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,98 @@
+//! `/metrics`: the numbers of `getStats` and of this process, in the Prometheus text format (0.0.4). Pure but for one
+//! look into `/proc`.
+
+use std::{fmt::Write, time::Duration};
+
+use crate::ops::wire::{Stats, StatusCounts};
+
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Writes everything out. Gauges throughout: retention lowers the counts of finished jobs.
+pub fn text(stats: &Stats, uptime: Duration, resident_bytes: Option<u64>) -> String {
+    let mut out = String::new();
+    head(&mut out, "queue_jobs", "Jobs by type and status, as far as they are kept.");
+    for (name, counts) in &stats.by_type {
+        for (status, n) in by_status(counts) {
+            // Writing into a String can't fail.
+            let _ = writeln!(out, "queue_jobs{{type=\"{}\",status=\"{status}\"}} {n}", label(name));
+        }
+    }
+    head(&mut out, "queue_oldest_pending_seconds", "For how long the oldest due job has waited; 0 when none does.");
+    let _ = writeln!(out, "queue_oldest_pending_seconds {}", stats.oldest_pending_seconds.unwrap_or(0.0));
+    head(&mut out, "queue_build_info", "The version of this process.");
+    let _ = writeln!(out, "queue_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
+    head(&mut out, "process_uptime_seconds", "Since the start of this process.");
+    let _ = writeln!(out, "process_uptime_seconds {:.3}", uptime.as_secs_f64());
+    if let Some(bytes) = resident_bytes {
+        head(&mut out, "process_resident_memory_bytes", "Memory of this process.");
+        let _ = writeln!(out, "process_resident_memory_bytes {bytes}");
+    }
+    out
+}
+
+pub fn by_status(counts: &StatusCounts) -> [(&'static str, i64); 5] {
+    [
+        ("pending", counts.pending),
+        ("processing", counts.processing),
+        ("completed", counts.completed),
+        ("failed", counts.failed),
+        ("cancelled", counts.cancelled),
+    ]
+}
+
+/// Memory in use, where the system tells it (Linux).
+pub fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+fn head(out: &mut String, name: &str, help: &str) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge");
+}
+
+fn label(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_is_as_prometheus_reads_it() {
+        let counts = StatusCounts { pending: 1, completed: 2, ..StatusCounts::default() };
+        let stats = Stats {
+            total: 3,
+            all: counts,
+            completion_rate: String::new(),
+            failure_rate: String::new(),
+            by_type: [("odd\"\\\nname".to_owned(), counts)].into(),
+            oldest_pending_seconds: Some(1.5),
+        };
+        let text = text(&stats, Duration::from_millis(2500), Some(4096));
+        insta::assert_snapshot!(text.replace(env!("CARGO_PKG_VERSION"), "[version]"), @r##"
+        # HELP queue_jobs Jobs by type and status, as far as they are kept.
+        # TYPE queue_jobs gauge
+        queue_jobs{type="odd\"\\\nname",status="pending"} 1
+        queue_jobs{type="odd\"\\\nname",status="processing"} 0
+        queue_jobs{type="odd\"\\\nname",status="completed"} 2
+        queue_jobs{type="odd\"\\\nname",status="failed"} 0
+        queue_jobs{type="odd\"\\\nname",status="cancelled"} 0
+        # HELP queue_oldest_pending_seconds For how long the oldest due job has waited; 0 when none does.
+        # TYPE queue_oldest_pending_seconds gauge
+        queue_oldest_pending_seconds 1.5
+        # HELP queue_build_info The version of this process.
+        # TYPE queue_build_info gauge
+        queue_build_info{version="[version]"} 1
+        # HELP process_uptime_seconds Since the start of this process.
+        # TYPE process_uptime_seconds gauge
+        process_uptime_seconds 2.500
+        # HELP process_resident_memory_bytes Memory of this process.
+        # TYPE process_resident_memory_bytes gauge
+        process_resident_memory_bytes 4096
+        "##);
+        assert!(resident_bytes().is_none_or(|bytes| bytes > 1 << 20));
+    }
+}

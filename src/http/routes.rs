@@ -1,0 +1,82 @@
+//! All routes under one roof, and what holds for each of them: the gate, headers, panics, unknown paths.
+
+use std::{any::Any, sync::Arc};
+
+use axum::{
+    Router,
+    extract::Request,
+    http::{HeaderName, HeaderValue, Method, Uri},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer};
+
+use super::{
+    Door, docs,
+    gate::{self, Gate},
+    home, html, jobs, openapi,
+    refusal::{Answer, Refusal},
+    service,
+};
+use crate::ops::{ApiError, Code};
+
+/// For every answer that does not say otherwise.
+const HEADERS: [(&str, &str); 6] = [
+    ("cache-control", "no-store"),
+    ("content-security-policy", "default-src 'none'; frame-ancestors 'none'"),
+    ("cross-origin-resource-policy", "same-origin"),
+    ("referrer-policy", "no-referrer"),
+    ("x-content-type-options", "nosniff"),
+    ("x-frame-options", "DENY"),
+];
+
+pub fn all(door: Arc<Door>, gate: Gate, extra: Router) -> Router {
+    let own = Router::new()
+        .merge(jobs::routes())
+        .merge(service::routes())
+        .route("/", get(home::page))
+        .route("/docs", get(docs::page))
+        .route("/problems/{name}", get(docs::problem))
+        .route("/openapi.json", get(openapi::document))
+        .route("/style.css", get(html::style))
+        .with_state(door);
+    let mut router = own
+        .merge(extra)
+        .fallback(unknown)
+        .method_not_allowed_fallback(not_allowed)
+        .layer(middleware::from_fn(note))
+        .layer(middleware::from_fn_with_state(Arc::new(gate), gate::pass))
+        .layer(CatchPanicLayer::custom(panicked));
+    for (name, value) in HEADERS {
+        let (name, value) = (HeaderName::from_static(name), HeaderValue::from_static(value));
+        router = router.layer(SetResponseHeaderLayer::if_not_present(name, value));
+    }
+    router
+}
+
+async fn unknown(uri: Uri) -> Answer {
+    let detail = format!("there is nothing at {:.200?}; /docs lists what there is", uri.path());
+    Err(ApiError::new(Code::NotFound, detail).into())
+}
+
+async fn not_allowed(method: Method) -> Answer {
+    let detail = format!("{:.40} can't be used here; the header Allow says what can", method.as_str());
+    Err(ApiError::new(Code::MethodNotAllowed, detail).into())
+}
+
+/// One line per request for those who look for it; no query, since secrets may stand there.
+async fn note(request: Request, next: Next) -> Response {
+    let began = std::time::Instant::now();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let response = next.run(request).await;
+    let (status, duration_ms) = (response.status().as_u16(), began.elapsed().as_millis() as u64);
+    tracing::debug!(%method, path, status, duration_ms, "answered a request");
+    response
+}
+
+fn panicked(panic: Box<dyn Any + Send>) -> Response {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    let error = std::io::Error::other(format!("a handler of HTTP panicked: {}", text.unwrap_or("no message")));
+    Refusal::from(ApiError::internal(&error)).into_response()
+}

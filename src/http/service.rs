@@ -1,0 +1,101 @@
+//! What tells about the service as a whole: `/stats`, `/types`, `/health`, `/schemas`.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{RawQuery, State},
+    http::{HeaderMap, StatusCode},
+    response::IntoResponse,
+    routing::{get, post},
+};
+use serde_json::json;
+
+use super::{
+    Door, metrics,
+    query::{self, Segment},
+    refusal::{Answer, json},
+};
+use crate::ops::{HealthStatus, Verb, wire::TypeRequest};
+
+pub fn routes() -> Router<Arc<Door>> {
+    Router::new()
+        .route("/stats", get(stats))
+        .route("/types", get(types))
+        .route("/types/{type}/pause", post(pause))
+        .route("/types/{type}/resume", post(resume))
+        .route("/schemas/{verb}", get(schema))
+        .route("/health", get(health))
+        .route("/health/live", get(live))
+        .route("/health/ready", get(ready))
+        .route("/metrics", get(numbers))
+}
+
+async fn stats(State(door): State<Arc<Door>>, RawQuery(q): RawQuery) -> Answer {
+    query::none(q.as_deref())?;
+    json(StatusCode::OK, &door.ops.get_stats(None).await?)
+}
+
+async fn types(State(door): State<Arc<Door>>, RawQuery(q): RawQuery) -> Answer {
+    query::none(q.as_deref())?;
+    json(StatusCode::OK, &door.ops.list_types(None).await?)
+}
+
+async fn pause(door: State<Arc<Door>>, name: Segment, q: RawQuery, headers: HeaderMap, body: Body) -> Answer {
+    set_paused(door, name, q, headers, body, true).await
+}
+
+async fn resume(door: State<Arc<Door>>, name: Segment, q: RawQuery, headers: HeaderMap, body: Body) -> Answer {
+    set_paused(door, name, q, headers, body, false).await
+}
+
+async fn set_paused(
+    State(door): State<Arc<Door>>,
+    Segment(name): Segment,
+    RawQuery(q): RawQuery,
+    headers: HeaderMap,
+    body: Body,
+    paused: bool,
+) -> Answer {
+    query::none(q.as_deref())?;
+    door.no_body(&headers, body).await?;
+    let request = TypeRequest { r#type: Some(name) };
+    json(StatusCode::OK, &door.ops.set_paused(None, request, paused).await?)
+}
+
+async fn schema(State(door): State<Arc<Door>>, Segment(verb): Segment, RawQuery(q): RawQuery) -> Answer {
+    query::none(q.as_deref())?;
+    let request = json!({ "verb": verb }).to_string();
+    let reply = door.ops.call(Verb::GetSchema, None, request.as_bytes()).await?;
+    Ok(([("content-type", "application/json")], reply).into_response())
+}
+
+async fn health(State(door): State<Arc<Door>>) -> Answer {
+    let health = door.ops.health().await;
+    json(status_of(health.status), &health)
+}
+
+/// The process runs; asks nobody, so that a database that is away does not get it restarted.
+async fn live() -> Answer {
+    json(StatusCode::OK, &json!({ "status": HealthStatus::Ok }))
+}
+
+/// Jobs can be taken here.
+async fn ready(State(door): State<Arc<Door>>) -> Answer {
+    let check = door.ops.ready().await;
+    json(status_of(check.status), &check)
+}
+
+fn status_of(health: HealthStatus) -> StatusCode {
+    match health {
+        HealthStatus::Ok | HealthStatus::Degraded => StatusCode::OK,
+        HealthStatus::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+async fn numbers(State(door): State<Arc<Door>>) -> Answer {
+    let stats = door.ops.get_stats(None).await?;
+    let text = metrics::text(&stats, door.started.elapsed(), metrics::resident_bytes());
+    Ok(([("content-type", metrics::CONTENT_TYPE)], text).into_response())
+}

@@ -1,0 +1,72 @@
+//! The door for NATS: a micro-service (ADR-32) that any client in any language can ask.
+//!
+//! Written over plain subscriptions, because the client's own service loses the body of errors, panics on line breaks in
+//! their text, and keeps no true counts. It translates between messages and [`Ops::call`], and decides nothing but
+//! whether there is room for one more request.
+
+mod discovery;
+mod endpoint;
+mod reply;
+
+use std::sync::Arc;
+
+use async_nats::SubscribeError;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    broker::Broker,
+    config::Config,
+    flow::Budget,
+    ops::{Ops, VERBS, Verb},
+};
+use endpoint::Endpoint;
+
+/// Replicas share it, so that each request reaches one of them. Source: NATS ADR-32, default queue group.
+const QUEUE_GROUP: &str = "q";
+/// Bytes of requests that may be worked on at the same time.
+const MAX_BYTES: usize = 256 << 20;
+
+/// What all endpoints of this process share.
+pub(crate) struct Shared {
+    ops: Ops,
+    broker: Broker,
+    budget: Budget,
+    reply_prefixes: Vec<String>,
+    tasks: TaskTracker,
+}
+
+/// Answers requests on `tasks` until `stop`; what was received by then is still answered.
+///
+/// # Errors
+/// The connection to NATS is closed for good.
+pub async fn start(
+    ops: Ops,
+    broker: &Broker,
+    config: &Config,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) -> Result<(), SubscribeError> {
+    let shared = Arc::new(Shared {
+        ops,
+        broker: broker.clone(),
+        budget: Budget::new(config.rpc.max_in_flight, MAX_BYTES),
+        reply_prefixes: config.nats.reply_prefixes.clone(),
+        tasks: tasks.clone(),
+    });
+    let endpoints: Arc<[Arc<Endpoint>]> = VERBS.into_iter().flat_map(|verb| both(broker, verb)).collect();
+    for endpoint in endpoints.iter() {
+        let requests = broker.rpc.queue_subscribe(endpoint.subject.clone(), QUEUE_GROUP.to_owned()).await?;
+        tasks.spawn(endpoint::serve(shared.clone(), endpoint.clone(), requests, stop.clone()));
+    }
+    discovery::start(shared, endpoints, stop, tasks).await
+}
+
+/// A verb for all types, and for the one that the subject names.
+fn both(broker: &Broker, verb: Verb) -> [Arc<Endpoint>; 2] {
+    let subject = broker.subjects.rpc(verb.name());
+    let scoped = format!("{subject}.*");
+    [
+        Arc::new(Endpoint::new(verb.name().to_owned(), subject, verb)),
+        Arc::new(Endpoint::new(format!("{}-typed", verb.name()), scoped, verb)),
+    ]
+}

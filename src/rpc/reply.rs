@@ -1,0 +1,75 @@
+//! Answers: JSON for success; for a refusal the problem, and the two headers that make it an error (ADR-32).
+
+use std::time::Duration;
+
+use async_nats::{HeaderMap, HeaderValue, Subject};
+use bytes::Bytes;
+
+use crate::{
+    broker::Broker,
+    ops::{ApiError, Code},
+};
+
+/// A client whose connection is gone takes nothing more; the caller will ask again.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Kept free below the broker's limit for the headers of an answer.
+const FRAME: usize = 1024;
+
+/// Sends an answer, if anybody wants one.
+pub(super) async fn send(broker: &Broker, to: Option<Subject>, answer: Result<Vec<u8>, ApiError>) {
+    let Some(to) = to else { return };
+    let limit = broker.rpc.max_payload().saturating_sub(FRAME);
+    let answer = match answer {
+        // The client would refuse to send it, and the caller would wait for nothing.
+        Ok(body) if body.len() > limit => Err(too_large(body.len(), limit)),
+        answer => answer,
+    };
+    let sent = async {
+        match answer {
+            Ok(body) => broker.rpc.publish(to, Bytes::from(body)).await,
+            Err(error) => {
+                let body = serde_json::to_vec(&error.problem()).unwrap_or_default();
+                broker.rpc.publish_with_headers(to, headers(&error), Bytes::from(body)).await
+            }
+        }
+    };
+    match tokio::time::timeout(PATIENCE, sent).await {
+        Ok(Ok(())) => {}
+        Ok(Err(e)) => tracing::debug!("an answer could not be sent: {e}"),
+        Err(_) => tracing::debug!("an answer could not be sent in time"),
+    }
+}
+
+fn headers(error: &ApiError) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let mut add = |name: &str, text: String| {
+        // A header is one line; the client panics on others.
+        let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(500).collect();
+        if let Ok(value) = line.parse::<HeaderValue>() {
+            headers.insert(name, value);
+        }
+    };
+    add("Nats-Service-Error", format!("{}: {}", error.code.as_str(), error.detail));
+    add("Nats-Service-Error-Code", error.code.status().to_string());
+    headers
+}
+
+fn too_large(size: usize, limit: usize) -> ApiError {
+    let detail = format!(
+        "the answer has {size} bytes, the broker takes {limit}; ask for less (fewer jobs, no include), or over HTTP"
+    );
+    ApiError::new(Code::PayloadTooLarge, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_with_line_breaks_becomes_one_header_line() {
+        let headers = headers(&ApiError::new(Code::InvalidJson, "bad\r\nX-Evil: 1\0 ü"));
+        let text = headers.get("Nats-Service-Error").unwrap().as_str();
+        assert_eq!(text, "invalid_json: bad  X-Evil: 1  ü");
+        assert_eq!(headers.get("Nats-Service-Error-Code").unwrap().as_str(), "400");
+    }
+}

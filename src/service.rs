@@ -1,0 +1,274 @@
+//! The roles of one process, wired: doors, worker and duties, started and stopped in order.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::sync::{Notify, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    background,
+    broker::{self, Broker, Publisher},
+    config::Config,
+    handlers::{Registry, registry},
+    http,
+    ops::{Ops, error::chain},
+    rpc,
+    store::{self, Store},
+    worker::{self, Worker},
+};
+
+/// Pause between two tries to reach the database at the start.
+const TRY_AGAIN: Duration = Duration::from_millis(500);
+/// Longest wait for answers that are under way when the service stops.
+const DOORS: Duration = Duration::from_secs(10);
+
+/// A running service.
+pub struct Service {
+    http: Option<SocketAddr>,
+    ops: Ops,
+    store: Store,
+    broker: Broker,
+    doors: Group,
+    duties: Group,
+    /// What has been taken in and must be written and told before the end.
+    intake: TaskTracker,
+    start: tokio::task::JoinHandle<Result<Option<Worker>, Error>>,
+    ready: watch::Receiver<bool>,
+    stop_start: CancellationToken,
+}
+
+/// Tasks that end together.
+#[derive(Default)]
+struct Group {
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Broker(#[from] broker::Error),
+    #[error(transparent)]
+    Registry(#[from] registry::Error),
+    #[error(transparent)]
+    Worker(#[from] worker::Error),
+    #[error(transparent)]
+    Http(#[from] http::Error),
+    #[error("the connection to NATS is closed")]
+    Closed(#[from] async_nats::SubscribeError),
+}
+
+impl Service {
+    /// Starts all roles that `config` names. Doors answer at once; a database or broker that is away is waited for, and
+    /// callers are told `unavailable` meanwhile.
+    ///
+    /// # Errors
+    /// Settings that can't be used, an HTTP address that is taken.
+    pub async fn start(config: Config) -> Result<Self, Error> {
+        Self::start_with(config, axum::Router::new(), |registry| Ok(registry)).await
+    }
+
+    /// As [`Service::start`], with further HTTP routes and further job types.
+    ///
+    /// # Errors
+    /// As [`Service::start`].
+    pub async fn start_with(
+        config: Config,
+        routes: axum::Router,
+        add_types: impl FnOnce(Registry) -> Result<Registry, registry::Error>,
+    ) -> Result<Self, Error> {
+        let config = Arc::new(config);
+        let store = Store::open(&config.database)?;
+        let broker = Broker::connect(&config.nats, config.background.ack_wait).await?;
+        let publisher = Publisher::start(broker.jetstream.clone()).await?;
+        let registry = add_types(Registry::builtin(&config, store.reads().clone())?)?;
+        let relay = Arc::new(Notify::new());
+        let intake = TaskTracker::new();
+        let ops = Ops::new(
+            store.clone(),
+            broker.clone(),
+            publisher.clone(),
+            config.clone(),
+            registry.clone(),
+            relay.clone(),
+            &intake,
+        );
+        let (doors, duties) = (Group::default(), Group::default());
+        let mut http = None;
+        if config.http.enabled {
+            let door = http::start(ops.clone(), &config.http, routes, doors.stop.clone(), &doors.tasks);
+            http = Some(door.await?);
+        }
+        if config.rpc.enabled {
+            rpc::start(ops.clone(), &broker, &config, &doors.stop, &doors.tasks).await?;
+        }
+        let deps =
+            background::Deps { store: store.clone(), broker: broker.clone(), publisher, config, registry, relay };
+        let (told, ready) = watch::channel(false);
+        let stop_start = CancellationToken::new();
+        let start = Start { deps, duties: duties.tasks.clone(), stop: duties.stop.clone(), ready: told };
+        let start = tokio::spawn(start.run(stop_start.clone()));
+        Ok(Self { http, ops, store, broker, doors, duties, intake, start, ready, stop_start })
+    }
+
+    /// Where HTTP listens; `None` when it is switched off.
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http
+    }
+
+    /// What can be asked, without a door between.
+    pub fn ops(&self) -> &Ops {
+        &self.ops
+    }
+
+    /// Returns when jobs are taken and run; `false` when that will never be, which [`Service::stop`] explains.
+    pub async fn ready(&self) -> bool {
+        self.ready.clone().wait_for(|ready| *ready).await.is_ok()
+    }
+
+    /// Returns when the start has failed for good.
+    pub async fn failed(&self) {
+        let mut ready = self.ready.clone();
+        while ready.changed().await.is_ok() {}
+    }
+
+    /// Stops: no new requests, running jobs may end for `worker.drain` (or until `hurry`), the rest is handed back, and
+    /// everything that was answered for is written.
+    ///
+    /// # Errors
+    /// What kept the start from succeeding.
+    pub async fn stop(self, hurry: CancellationToken) -> Result<(), Error> {
+        let Self { ops, store, broker, doors, duties, intake, start, stop_start, .. } = self;
+        doors.stop.cancel();
+        stop_start.cancel();
+        doors.tasks.close();
+        if tokio::time::timeout(DOORS, doors.tasks.wait()).await.is_err() {
+            tracing::warn!("some answers were still under way after {} s", DOORS.as_secs());
+        }
+        let started = start.await;
+        let outcome = match started {
+            Ok(Ok(Some(worker))) => {
+                worker.drain(hurry).await;
+                Ok(())
+            }
+            Ok(Ok(None)) | Err(_) => Ok(()),
+            Ok(Err(e)) => Err(e),
+        };
+        // The batchers end with the last handle to them.
+        drop(ops);
+        intake.close();
+        let _ = tokio::time::timeout(DOORS, intake.wait()).await;
+        duties.stop.cancel();
+        duties.tasks.close();
+        let _ = tokio::time::timeout(DOORS, duties.tasks.wait()).await;
+        broker.close().await;
+        let _ = tokio::time::timeout(Duration::from_secs(2), store.close()).await;
+        outcome
+    }
+}
+
+/// What happens once the database answers.
+struct Start {
+    deps: background::Deps,
+    duties: TaskTracker,
+    stop: CancellationToken,
+    ready: watch::Sender<bool>,
+}
+
+impl Start {
+    /// The worker, unless it is switched off or the service stops before it came to that.
+    async fn run(self, cancelled: CancellationToken) -> Result<Option<Worker>, Error> {
+        let Some(migrated) = cancelled.run_until_cancelled(migrate(&self.deps.store, &self.deps.config)).await else {
+            return Ok(None);
+        };
+        migrated?;
+        background::start(&self.deps, &self.stop, &self.duties);
+        if !self.deps.config.worker.enabled {
+            self.ready.send_replace(true);
+            return Ok(None);
+        }
+        let deps = worker::Deps {
+            store: self.deps.store.clone(),
+            broker: self.deps.broker.clone(),
+            config: self.deps.config.clone(),
+            relay: self.deps.relay.clone(),
+        };
+        let Some(worker) = cancelled.run_until_cancelled(Worker::start(deps, &self.deps.registry)).await else {
+            return Ok(None);
+        };
+        let worker = worker?;
+        self.ready.send_replace(true);
+        Ok(Some(worker))
+    }
+}
+
+/// Brings the schema up to date, however long the database stays away.
+async fn migrate(store: &Store, config: &Config) -> Result<(), Error> {
+    let mut told = false;
+    loop {
+        match store.migrate(&config.database.schema).await {
+            Ok(()) => return Ok(()),
+            Err(e) if e.is_transient() => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!("waiting for the database: {}", chain(&e));
+                }
+                tokio::time::sleep(TRY_AGAIN).await;
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Runs until SIGTERM or Ctrl-C; a second one cuts the drain short.
+///
+/// # Errors
+/// What kept the service from starting.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let service = Service::start(config).await?;
+    if let Some(address) = service.http_address() {
+        tracing::info!("HTTP on http://{address}");
+    }
+    let mut signals = Signals::new()?;
+    tokio::select! {
+        _ = signals.next() => tracing::info!("stopping: running jobs may finish; once more to hurry"),
+        _ = service.failed() => {}
+    }
+    service.stop(signals.hurry()).await?;
+    Ok(())
+}
+
+/// SIGINT and SIGTERM.
+pub struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    /// # Errors
+    /// The operating system refuses.
+    pub fn new() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// Returns at the next of them.
+    pub async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+
+    /// A token that the next of them cancels.
+    pub fn hurry(mut self) -> CancellationToken {
+        let token = CancellationToken::new();
+        let hurry = token.clone();
+        tokio::spawn(async move {
+            self.next().await;
+            hurry.cancel();
+        });
+        token
+    }
+}

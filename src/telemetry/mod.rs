@@ -1,0 +1,39 @@
+//! The process's own log, on standard error: set up once, before anything else says something.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Log, LogFormat};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("log.filter '{filter}' can't be used; write for instance 'info' or 'queue_service=debug,warn'")]
+    Filter { filter: String, source: tracing_subscriber::filter::ParseError },
+    #[error("the log is set up already: a mistake in the program")]
+    Twice(#[source] tracing_subscriber::util::TryInitError),
+}
+
+/// Sends the log to standard error, coloured only where somebody looks at it.
+///
+/// # Errors
+/// A filter that is none.
+pub fn init(log: &Log) -> Result<(), Error> {
+    use tracing_subscriber::util::SubscriberInitExt;
+
+    // What this library tells of connections we tell ourselves; a filter that names it still wins.
+    let filter =
+        if log.filter.contains("async_nats") { log.filter.clone() } else { format!("async_nats=warn,{}", log.filter) };
+    let filter =
+        EnvFilter::builder().parse(&filter).map_err(|source| Error::Filter { filter: log.filter.clone(), source })?;
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal() && !plain)
+        .with_writer(std::io::stderr);
+    match log.format {
+        LogFormat::Text => lines.finish().try_init(),
+        LogFormat::Json => lines.json().flatten_event(true).finish().try_init(),
+    }
+    .map_err(Error::Twice)
+}
