@@ -91,6 +91,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_documentation_has_one_good_example_of_each_type() {
+        let registry = builtin(&Config::default()).unwrap();
+        let page = include_str!("../../docs/job-types.md");
+        let blocks = page.split("```json\n").skip(1).filter_map(|rest| rest.split("\n```").next());
+        let mut types = Vec::new();
+        for block in blocks {
+            let request: serde_json::Value = serde_json::from_str(block).unwrap();
+            let Some(job_type) = request["type"].as_str() else { continue };
+            let payload = serde_json::value::to_raw_value(&request["payload"]).unwrap();
+            assert_eq!(registry.get(job_type).unwrap().check(&payload), Default::default(), "{block}");
+            types.push(job_type.to_owned());
+        }
+        types.sort();
+        assert_eq!(types, BUILTIN_TYPES);
+    }
+
+    #[tokio::test]
     async fn a_setting_that_a_handler_cannot_use_is_named_with_its_type() {
         let mut config = Config::default();
         config.smtp.url = Some("imap://example.org".to_owned().into());
