@@ -21,6 +21,10 @@ use crate::{
 
 /// Most jobs in one bulk request. Source: wire contract, as the other limits here.
 pub const MAX_BULK: usize = 1000;
+/// Largest bulk reply, below the broker's usual `max_payload` of 1 MiB.
+const REPLY_BYTES: usize = 768 * 1024;
+/// Length of a refusal's detail, in bytes, when there are too many for long ones.
+const SHORT_DETAIL: usize = 200;
 const MAX_KEY_CHARS: usize = 255;
 const MAX_TAGS: usize = 20;
 const MAX_TAG_CHARS: usize = 64;
@@ -93,7 +97,9 @@ impl Ops {
                 Err(e) => EnqueueResult::Refused { error: Box::new(e.problem()) },
             }
         };
-        Ok(EnqueueManyReply { results: results.into_iter().map(result).collect() })
+        let mut reply = EnqueueManyReply { results: results.into_iter().map(result).collect() };
+        fit(&mut reply);
+        Ok(reply)
     }
 
     fn check(&self, scope: Scope<'_>, body: &[u8], options: EnqueueOptions<'_>) -> Result<NewJob, ApiError> {
@@ -234,6 +240,23 @@ fn parts(request: &EnqueueRequest, options: EnqueueOptions<'_>, faults: &mut Vec
     Parts { priority, max_attempts, timeout, due, key }
 }
 
+/// A thousand refusals that name every fault would pass what the broker takes; the ids of the accepted jobs must come
+/// through, so the refusals become shorter then.
+fn fit(reply: &mut EnqueueManyReply) {
+    let refused = reply.results.iter().any(|result| matches!(result, EnqueueResult::Refused { .. }));
+    if !refused || serde_json::to_vec(reply).is_ok_and(|body| body.len() <= REPLY_BYTES) {
+        return;
+    }
+    for result in &mut reply.results {
+        let EnqueueResult::Refused { error } = result else { continue };
+        error.errors.clear();
+        if error.detail.len() > SHORT_DETAIL {
+            error.detail.truncate(error.detail.floor_char_boundary(SHORT_DETAIL));
+            error.detail.push('…');
+        }
+    }
+}
+
 /// Hash of what was asked, the same for every spelling of it: object keys in order, no white space.
 fn content_hash(request: &EnqueueRequest, job_type: &str) -> [u8; 32] {
     let payload = canonical(&request.payload);
@@ -268,6 +291,19 @@ fn reply(id: JobId, outcome: Enqueued) -> Result<EnqueueReply, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bulk_reply_full_of_refusals_stays_below_what_the_broker_takes() {
+        let fault = |i: usize| Fault { path: format!("/payload/{i}"), message: "ü".repeat(150) };
+        let error = ApiError::faults(Code::InvalidPayload, (0..20).map(fault).collect());
+        let refused = || EnqueueResult::Refused { error: Box::new(error.problem()) };
+        let mut reply = EnqueueManyReply { results: (0..MAX_BULK).map(|_| refused()).collect() };
+        fit(&mut reply);
+        assert!(serde_json::to_vec(&reply).unwrap().len() <= REPLY_BYTES);
+        let mut small = EnqueueManyReply { results: vec![refused()] };
+        fit(&mut small);
+        assert!(matches!(&small.results[0], EnqueueResult::Refused { error } if error.errors.len() == 20));
+    }
 
     #[test]
     fn equal_content_has_one_hash_whatever_its_spelling() {
