@@ -37,6 +37,8 @@ impl Ops {
         let mut states = Vec::new();
         for (i, name) in request.status.map(|s| s.into_vec()).unwrap_or_default().iter().enumerate() {
             match wanted(name) {
+                // A condition for each of ten thousand repetitions would be nested deeper than the stack is.
+                Some(state) if states.contains(&state) => {}
                 Some(state) => states.push(state),
                 None => fault(
                     &format!("/status/{i}"),
