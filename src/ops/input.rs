@@ -29,6 +29,10 @@ pub fn parse<T: DeserializeOwned + JsonSchema>(body: &[u8]) -> Result<T, ApiErro
 
 /// Decodes what has passed the general rules, or is checked for them in parts later.
 ///
+    // The decoder would take an array for an object, by the order of its fields.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        json::check_object(body).map_err(broken_rule)?;
+    }
 /// # Errors
 /// As [`parse`].
 pub fn decode<T: DeserializeOwned + JsonSchema>(body: &[u8]) -> Result<T, ApiError> {
