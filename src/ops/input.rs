@@ -101,7 +101,8 @@ const NOT_AN_ID: &str = "a job id is a UUID of version 7 as enqueue answered it,
 
 fn strict_id(text: &str) -> Option<JobId> {
     let id = JobId::try_parse(text).ok()?;
-    (text.len() == 36 && id.get_version_num() == 7).then_some(id)
+    let as_given_out = id.hyphenated().encode_lower(&mut [0; 36]) == text;
+    (as_given_out && id.get_version_num() == 7).then_some(id)
 }
 
 /// A job id in a request; other spellings of UUIDs are refused.
