@@ -4,7 +4,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 
 use super::{
     Ops, Scope,
-    error::{ApiError, Code, Fault},
+    error::{ApiError, Code, Fault, quoted},
     wire::{Job, ListReply, ListRequest},
 };
 use crate::{
@@ -43,7 +43,8 @@ impl Ops {
                 None => fault(
                     &format!("/status/{i}"),
                     format!(
-                        "{name:.40?} is no status; there are pending, scheduled, retrying, processing, completed, failed, cancelled"
+                        "{} is no status; there are pending, scheduled, retrying, processing, completed, failed, cancelled",
+                        quoted(name)
                     ),
                 ),
             }
@@ -56,7 +57,7 @@ impl Ops {
                 "errors" => include.errors = true,
                 _ => fault(
                     &format!("/include/{i}"),
-                    format!("{name:.40?} can't be included; payload, result and errors can"),
+                    format!("{} can't be included; payload, result and errors can", quoted(name)),
                 ),
             }
         }
