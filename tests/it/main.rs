@@ -5,4 +5,6 @@
 mod harness;
 mod probe;
 
+mod bad_input;
 mod smoke;
+mod web;
