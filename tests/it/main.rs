@@ -6,5 +6,6 @@ mod harness;
 mod probe;
 
 mod bad_input;
+mod http;
 mod smoke;
 mod web;
