@@ -5,4 +5,7 @@
 mod harness;
 mod probe;
 
+mod bad_input;
+mod http;
 mod smoke;
+mod web;
