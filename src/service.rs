@@ -67,7 +67,7 @@ impl Service {
     /// # Errors
     /// Settings that can't be used, an HTTP address that is taken.
     pub async fn start(config: Config) -> Result<Self, Error> {
-        Self::start_with(config, axum::Router::new(), |registry| Ok(registry)).await
+        Self::start_with(config, axum::Router::new(), Ok).await
     }
 
     /// As [`Service::start`], with further HTTP routes and further job types.

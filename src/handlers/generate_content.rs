@@ -53,6 +53,8 @@ const TEMPERATURE: std::ops::RangeInclusive<f64> = 0.0..=2.0;
 pub struct GenerateContent {
     ai: Arc<Ai>,
     default_model: String,
+    /// What one provider takes at the same time.
+    slots: usize,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -94,7 +96,7 @@ pub struct Output {
 
 impl GenerateContent {
     pub fn new(ai: Arc<Ai>, config: &config::Ai) -> Self {
-        Self { ai, default_model: config.content_model.clone() }
+        Self { ai, default_model: config.content_model.clone(), slots: config.concurrency }
     }
 }
 
@@ -103,6 +105,11 @@ impl Handler for GenerateContent {
     const ABOUT: &'static str = "Lets a language model write a text.";
     type Payload = Payload;
     type Output = Output;
+
+    // More would wait for the provider with their timeout running.
+    fn concurrency(&self) -> Option<usize> {
+        Some(self.slots.max(1))
+    }
 
     fn check(&self, payload: &Payload, faults: &mut Faults) {
         if payload.prompt.is_empty() {

@@ -6,6 +6,8 @@
 pub mod batch_import;
 pub mod clients;
 pub mod context;
+mod crawl;
+pub mod crawl_website;
 pub mod generate_content;
 pub mod generate_embedding;
 pub mod registry;
@@ -61,6 +63,12 @@ pub trait Handler: Send + Sync + 'static {
     /// Rules beyond the shape, checked at enqueue; each fault with its JSON pointer.
     fn check(&self, payload: &Self::Payload, faults: &mut Faults) {
         let _ = (payload, faults);
+    }
+
+    /// How many jobs of this type one process should run at the same time, where the settings say nothing: for work that
+    /// waits in a narrower queue behind it, so that waiting there spends no attempt.
+    fn concurrency(&self) -> Option<usize> {
+        None
     }
 
     /// Does the work once. It may run more than once for the same job (a crash after the work and before its record),

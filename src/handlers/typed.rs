@@ -6,7 +6,10 @@ use schemars::{Schema, generate::SchemaSettings};
 use serde_json::value::RawValue;
 
 use super::{Handler, RunContext};
-use crate::job::{BadType, Failure, JobType};
+use crate::{
+    config::{Config, TypeSettings},
+    job::{BadType, Failure, JobType},
+};
 
 /// What is wrong with a payload: JSON pointers and sentences.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -31,6 +34,8 @@ pub struct AnyHandler {
     pub about: &'static str,
     /// JSON Schema (2020-12) of the payload.
     pub schema: Schema,
+    /// See [`Handler::concurrency`].
+    pub concurrency: Option<usize>,
     validator: jsonschema::Validator,
     inner: Arc<dyn Erased>,
 }
@@ -62,6 +67,7 @@ impl AnyHandler {
             job_type: JobType::new(H::TYPE)?,
             about: H::ABOUT,
             schema,
+            concurrency: handler.concurrency(),
             validator,
             inner: Arc::new(Typed(handler)),
         })
@@ -69,12 +75,13 @@ impl AnyHandler {
 
     /// Checks a payload that has passed the general input rules. Empty: it is good.
     ///
-    /// The typed decoder is the judge, since it is fast; only for a payload that it refuses the schema is asked, to
-    /// name every fault and not just the first.
+    /// The typed decoder judges first, since it is fast. For a payload that it refuses the schema is asked, to name every
+    /// fault and not just the first; and for one that it could have read in another way than the schema says.
     pub fn check(&self, payload: &RawValue) -> Faults {
         let refusal = match self.inner.check(payload) {
-            Ok(faults) => return faults,
-            Err(refusal) => refusal,
+            Ok(faults) if !faults.is_empty() || is_flat(payload.get()) => return faults,
+            Ok(_) => None,
+            Err(refusal) => Some(refusal),
         };
         let mut faults = Faults::default();
         if let Ok(value) = serde_json::from_str(payload.get()) {
@@ -82,16 +89,42 @@ impl AnyHandler {
                 faults.add(error.instance_path().to_string(), shorten(error.to_string()));
             }
         }
-        if faults.is_empty() {
-            faults.add(pointer(refusal.path()), shorten(refusal.into_inner().to_string()));
+        if let Some(refusal) = refusal.filter(|_| faults.is_empty()) {
+            faults.add(pointer(refusal.path()), shorten(without_place(refusal.inner())));
         }
         faults
+    }
+
+    /// What is in force for this type.
+    ///
+    /// # Errors
+    /// As [`Config::type_settings`].
+    pub fn settings(&self, config: &Config) -> Result<TypeSettings, String> {
+        let mut settings = config.type_settings(self.job_type.as_str())?;
+        let chosen = config.types.get(self.job_type.as_str()).and_then(|overrides| overrides.concurrency);
+        if let (None, Some(own)) = (chosen, self.concurrency) {
+            settings.concurrency = settings.concurrency.min(own);
+        }
+        Ok(settings)
     }
 
     /// Runs the handler; its result is JSON.
     pub fn run<'a>(&'a self, ctx: &'a RunContext, payload: &'a RawValue) -> Run<'a> {
         self.inner.run(ctx, payload)
     }
+}
+
+/// The decoder takes an array for an object, by the order of the fields, and an object for a word, by its only key. An
+/// object of plain values leaves it no such choice.
+fn is_flat(payload: &str) -> bool {
+    payload.strip_prefix('{').is_some_and(|inside| !inside.contains(['{', '[']))
+}
+
+/// What the decoder says, without the place in the text: a pointer tells it better.
+pub fn without_place(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    message.strip_suffix(&place).map(str::to_owned).unwrap_or(message)
 }
 
 /// Messages repeat the value that they complain of; half a megabyte of it helps nobody.

@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::{
     Door,
     query::{self, Kind, Parameters, Segment},
-    refusal::{Answer, json, renamed},
+    refusal::{Answer, json},
 };
 use crate::ops::{
     ApiError, Code, EnqueueOptions,
@@ -91,7 +91,7 @@ async fn show(State(door): State<Arc<Door>>, Segment(id): Segment, RawQuery(q): 
         job = door.ops.wait_job(None, request) => job,
         () = door.stop.cancelled() => Err(ApiError::unavailable("this instance is stopping")),
     };
-    json(StatusCode::OK, &job.map_err(|e| renamed(e, "/timeoutMs", "/wait"))?)
+    json(StatusCode::OK, &job.map_err(of_wait)?)
 }
 
 async fn retry(
@@ -146,6 +146,16 @@ fn wait(query: Option<&str>) -> Result<Option<i64>, ApiError> {
     match serde_json::from_value::<Span>(value) {
         Ok(Span(span)) => Ok(Some(i64::try_from(span.as_millis()).unwrap_or(i64::MAX))),
         Err(e) => Err(ApiError::fault(Code::InvalidRequest, "/wait", e.to_string())),
+    }
+}
+
+/// Names the parameter as the caller knows it, where `ops` speaks of the field behind it.
+fn of_wait(error: ApiError) -> ApiError {
+    match error.errors.as_slice() {
+        [fault] if fault.path == "/timeoutMs" => {
+            ApiError::fault(error.code, "/wait", format!("{} in milliseconds", fault.message))
+        }
+        _ => error,
     }
 }
 

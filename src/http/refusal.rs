@@ -7,10 +7,7 @@ use hyper::{
 };
 use serde::Serialize;
 
-use crate::ops::{
-    ApiError, Code,
-    error::{Fault, Problem},
-};
+use crate::ops::{ApiError, Code, error::Problem};
 
 /// A refusal on its way out of a handler.
 #[derive(Debug)]
@@ -52,14 +49,4 @@ fn text_of(problem: &Problem) -> Vec<u8> {
 pub fn json(status: StatusCode, reply: &impl Serialize) -> Answer {
     let body = serde_json::to_vec(reply).map_err(|e| ApiError::internal(&e))?;
     Ok((status, [(CONTENT_TYPE, "application/json")], body).into_response())
-}
-
-/// Names a parameter as the caller knows it, where `ops` speaks of the field behind it.
-pub fn renamed(mut error: ApiError, from: &str, to: &str) -> ApiError {
-    if error.errors.iter().any(|fault| fault.path == from) {
-        let rename = |fault: Fault| if fault.path == from { Fault { path: to.into(), ..fault } } else { fault };
-        let errors = std::mem::take(&mut error.errors).into_iter().map(rename).collect();
-        return ApiError { detail: ApiError::faults(error.code, Vec::clone(&errors)).detail, errors, ..error };
-    }
-    error
 }

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     Ops, Scope,
-    error::{ApiError, Code, Fault},
+    error::{ApiError, Code, Fault, Problem, quoted},
     input,
     wire::{EnqueueManyReply, EnqueueManyRequest, EnqueueReply, EnqueueRequest, EnqueueResult},
 };
@@ -21,6 +21,8 @@ use crate::{
 
 /// Most jobs in one bulk request. Source: wire contract, as the other limits here.
 pub const MAX_BULK: usize = 1000;
+/// Bytes that the refusals of one bulk request may take together.
+const MAX_REFUSALS: usize = 512 * 1024;
 const MAX_KEY_CHARS: usize = 255;
 const MAX_TAGS: usize = 20;
 const MAX_TAG_CHARS: usize = 64;
@@ -80,6 +82,7 @@ impl Ops {
         }
         let outcomes = if good.is_empty() { Vec::new() } else { self.intake.submit(good).await? };
         let mut kept = ids.into_iter().zip(outcomes);
+        let mut told = 0;
         let result = |refused: Option<ApiError>| {
             let outcome = match refused {
                 Some(e) => Err(e),
@@ -90,7 +93,7 @@ impl Ops {
             };
             match outcome {
                 Ok(accepted) => EnqueueResult::Accepted(accepted),
-                Err(e) => EnqueueResult::Refused { error: Box::new(e.problem()) },
+                Err(e) => EnqueueResult::Refused { error: Box::new(in_short(e.problem(), &mut told)) },
             }
         };
         Ok(EnqueueManyReply { results: results.into_iter().map(result).collect() })
@@ -116,9 +119,10 @@ impl Ops {
             let fault = |(pointer, message)| Fault { path: format!("/payload{pointer}"), message };
             return Err(ApiError::faults(Code::InvalidPayload, refused.0.into_iter().map(fault).collect()));
         }
-        let settings =
-            self.config.type_settings(handler.job_type.as_str()).map_err(|e| ApiError::new(Code::Unavailable, e))?;
-        let max_attempts = job.max_attempts.unwrap_or(settings.retry.max_attempts);
+        let max_attempts = match job.max_attempts {
+            Some(n) => n,
+            None => self.settings(handler)?.retry.max_attempts,
+        };
         Ok(NewJob {
             id: uuid::Uuid::now_v7(),
             job_type: handler.job_type.clone(),
@@ -150,7 +154,7 @@ impl Ops {
         let known: Vec<&str> = self.registry.iter().map(|handler| handler.job_type.as_str()).collect();
         let problem = match JobType::new(name) {
             Ok(_) => format!("there is no type '{name}'"),
-            Err(rule) => format!("{:.80?} is no type name ({rule})", name),
+            Err(rule) => format!("{} is no type name ({rule})", quoted(name)),
         };
         ApiError::new(Code::UnknownType, format!("{problem}; known are {}", known.join(", ")))
     }
@@ -251,6 +255,17 @@ fn content_hash(request: &EnqueueRequest, job_type: &str) -> [u8; 32] {
 /// serde_json's map sorts its keys, as long as the feature `preserve_order` is off; a test holds it.
 fn canonical(raw: &RawValue) -> String {
     serde_json::from_str::<serde_json::Value>(raw.get()).unwrap_or_default().to_string()
+}
+
+/// A refusal of a row as it is, as long as those before it have left room; then its code alone. So the answer fits into
+/// a message of the broker, and nobody is left without the ids of the good rows.
+fn in_short(problem: Problem, told: &mut usize) -> Problem {
+    *told += serde_json::to_vec(&problem).map_or(0, |text| text.len());
+    if *told <= MAX_REFUSALS {
+        return problem;
+    }
+    let detail = format!("{}; ask for it alone to be told more", problem.title);
+    Problem { detail, errors: Vec::new(), ..problem }
 }
 
 fn reply(id: JobId, outcome: Enqueued) -> Result<EnqueueReply, ApiError> {

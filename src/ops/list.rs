@@ -4,7 +4,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 
 use super::{
     Ops, Scope,
-    error::{ApiError, Code, Fault},
+    error::{ApiError, Code, Fault, quoted},
     wire::{Job, ListReply, ListRequest},
 };
 use crate::{
@@ -37,11 +37,14 @@ impl Ops {
         let mut states = Vec::new();
         for (i, name) in request.status.map(|s| s.into_vec()).unwrap_or_default().iter().enumerate() {
             match wanted(name) {
+                // A condition for each of ten thousand repetitions would be nested deeper than the stack is.
+                Some(state) if states.contains(&state) => {}
                 Some(state) => states.push(state),
                 None => fault(
                     &format!("/status/{i}"),
                     format!(
-                        "{name:.40?} is no status; there are pending, scheduled, retrying, processing, completed, failed, cancelled"
+                        "{} is no status; there are pending, scheduled, retrying, processing, completed, failed, cancelled",
+                        quoted(name)
                     ),
                 ),
             }
@@ -54,7 +57,7 @@ impl Ops {
                 "errors" => include.errors = true,
                 _ => fault(
                     &format!("/include/{i}"),
-                    format!("{name:.40?} can't be included; payload, result and errors can"),
+                    format!("{} can't be included; payload, result and errors can", quoted(name)),
                 ),
             }
         }

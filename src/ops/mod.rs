@@ -16,7 +16,7 @@ mod stats;
 mod types;
 mod wait;
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use serde::Serialize;
 use tokio::sync::Notify;
@@ -24,8 +24,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     broker::{Broker, Publisher},
-    config::Config,
-    handlers::Registry,
+    config::{Config, TypeSettings},
+    handlers::{AnyHandler, Registry},
     job::JobType,
     store::Store,
 };
@@ -42,6 +42,8 @@ pub struct Ops {
     pub(crate) publisher: Publisher,
     pub(crate) config: Arc<Config>,
     pub(crate) registry: Registry,
+    /// What is in force for each type, made once: a request must not pay for it.
+    settings: Arc<HashMap<JobType, TypeSettings>>,
     intake: intake::Intake,
     waits: Arc<tokio::sync::Semaphore>,
 }
@@ -66,7 +68,19 @@ impl Ops {
     ) -> Self {
         let intake = intake::Intake::start(&store, &broker, &publisher, &config, relay, tasks);
         let waits = Arc::new(tokio::sync::Semaphore::new(MAX_WAITS));
-        Self { store, broker, publisher, config, registry, intake, waits }
+        let settings = registry.iter().filter_map(|h| Some((h.job_type.clone(), h.settings(&config).ok()?)));
+        let settings = Arc::new(settings.collect());
+        Self { store, broker, publisher, config, registry, settings, intake, waits }
+    }
+
+    /// What is in force for a type.
+    ///
+    /// # Errors
+    /// `unavailable` for settings that don't fit, which keep a service from starting a worker as well.
+    fn settings(&self, handler: &AnyHandler) -> Result<&TypeSettings, ApiError> {
+        self.settings.get(&handler.job_type).ok_or_else(|| {
+            ApiError::new(Code::Unavailable, format!("the settings of '{}' can't be used", handler.job_type))
+        })
     }
 
     /// Carries out a verb whose request and reply are JSON texts, as RPC has them.

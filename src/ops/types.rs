@@ -40,7 +40,7 @@ impl Ops {
 
     fn type_info(&self, handler: &AnyHandler, paused: &[String]) -> Result<TypeInfo, ApiError> {
         let name = handler.job_type.as_str();
-        let settings = self.config.type_settings(name).map_err(|e| ApiError::new(Code::Unavailable, e))?;
+        let settings = self.settings(handler)?;
         let delays = (1..settings.retry.max_attempts).take(10).map(|n| settings.retry.delay(n, 0.5));
         Ok(TypeInfo {
             r#type: name.to_owned(),

@@ -150,7 +150,8 @@ fn condition(filter: &Filter) -> Condition {
         }
     };
     let states = filter.states.iter().map(state).fold(Condition::any(), Condition::add);
-    let tag = |tag: &String| Expr::cust_with_values("tags @> ARRAY[$1]::text[]", [tag.clone()]);
+    // Not `ARRAY[$1]`: the query builder takes brackets for quotes and leaves what is between them as it is.
+    let tag = |tag: &String| Expr::cust_with_values("tags @> $1", [vec![tag.clone()]]);
     Condition::all()
         .add_option((!filter.states.is_empty()).then_some(states))
         .add_option(filter.job_type.as_ref().map(|name| Column::Type.eq(name.as_str())))

@@ -160,7 +160,7 @@ fn lineups(config: &Config, registry: &Registry) -> Result<Vec<Lineup>, Error> {
     }
     let lineup = |handler: &Arc<AnyHandler>| {
         let name = handler.job_type.as_str();
-        let settings = config.type_settings(name).map_err(|e| Error::Settings(name.to_owned(), e))?;
+        let settings = handler.settings(config).map_err(|e| Error::Settings(name.to_owned(), e))?;
         Ok(Lineup { handler: handler.clone(), settings })
     };
     registry

@@ -10,6 +10,9 @@ mod probe;
 mod proxy;
 mod receiver;
 
+mod bad_input;
 mod crash;
+mod http;
 mod outage;
 mod smoke;
+mod web;
