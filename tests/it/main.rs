@@ -12,6 +12,7 @@ mod receiver;
 
 mod bad_input;
 mod crash;
+mod dev;
 mod http;
 mod outage;
 mod smoke;
