@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// A tool of script/bootstrap: in the checkout, or on the PATH.
-fn tool(name: &str) -> PathBuf {
+pub fn tool(name: &str) -> PathBuf {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools/bin").join(name);
     let found = if own.exists() { Some(own) } else { find(name) };
     found.unwrap_or_else(|| panic!("'{name}' is missing: run script/bootstrap --test"))

@@ -13,6 +13,7 @@ mod receiver;
 mod bad_input;
 mod crash;
 mod dev;
+mod files;
 mod foreign;
 mod http;
 mod outage;
