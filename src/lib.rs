@@ -5,6 +5,7 @@
 //! the leaves; ARCHITECTURE.md has the map.
 
 pub mod background;
+pub mod bench;
 pub mod broker;
 pub mod cli;
 pub mod config;

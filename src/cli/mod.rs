@@ -2,6 +2,7 @@
 //! other program; `serve`, `dev` and `migrate` run parts of the service in this process.
 
 mod args;
+mod bench;
 mod bulk;
 mod cancel;
 pub mod client;
@@ -109,6 +110,11 @@ pub enum Command {
     Pause(types::PauseArgs),
     /// Start jobs of a paused type again
     Resume(types::PauseArgs),
+    /// Measure the service on this machine
+    Bench(bench::BenchArgs),
+    /// The service that `bench` measures
+    #[command(hide = true, after_help = "Examples:\n  Started by `queue-service bench`.")]
+    BenchServe,
     /// Show the configuration in force, and where each value came from
     Config(config::ConfigArgs),
     /// Print a script that completes commands and options in a shell
@@ -159,6 +165,11 @@ async fn command(command: Command, scope: Option<JobType>, loaded: &Loaded, out:
         Command::Types(args) => types::run(args, &connect().await?, out).await,
         Command::Pause(args) => types::set(Verb::PauseType, args, &connect().await?, out).await,
         Command::Resume(args) => types::set(Verb::ResumeType, args, &connect().await?, out).await,
+        Command::Bench(args) => bench::run(args, own(), out).await,
+        Command::BenchServe => {
+            crate::bench::serve(own()).await?;
+            Ok(Exit::Done)
+        }
         Command::Config(_) => config::run(loaded, out),
         Command::Completions(args) => completions::run(&args, out),
     }
@@ -181,7 +192,7 @@ fn load(cli: &Cli) -> Result<Loaded, crate::config::layers::Error> {
 
 /// The log of this command: as configured for what serves, silent but for warnings for what asks and ends.
 fn log(cli: &Cli, loaded: &Loaded) -> Log {
-    let serves = matches!(cli.command, Command::Serve(_) | Command::Dev(_) | Command::Migrate);
+    let serves = matches!(cli.command, Command::Serve(_) | Command::Dev(_) | Command::BenchServe | Command::Migrate);
     let configured = loaded.config.log.clone();
     let chosen = configured.filter != Config::default().log.filter;
     let filter = match (cli.global.verbose, cli.global.quiet) {

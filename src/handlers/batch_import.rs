@@ -11,9 +11,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sqlx::PgPool;
+use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{Faults, Handler, RunContext};
+use super::{Faults, Handler, RunContext, clients::answer_by};
 use crate::job::{Failure, model::JobId};
 
 /// Most items of one job. Source: wire contract.
@@ -164,7 +165,7 @@ impl Handler for BatchImport {
     }
 
     async fn run(&self, ctx: &RunContext, payload: Payload) -> Result<Output, Failure> {
-        let time = ctx.time_left().saturating_sub(RESERVE);
+        let time = answer_by(ctx, RESERVE).saturating_duration_since(Instant::now());
         let import = tokio::time::timeout(time, self.import(ctx.job_id, &payload, time));
         let result = tokio::select! {
             result = import => result,

@@ -6,6 +6,8 @@
 pub mod batch_import;
 pub mod clients;
 pub mod context;
+mod crawl;
+pub mod crawl_website;
 pub mod generate_content;
 pub mod generate_embedding;
 pub mod registry;

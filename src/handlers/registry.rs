@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    AnyHandler, Handler, batch_import::BatchImport, clients::ai::Ai, generate_content::GenerateContent,
-    generate_embedding::GenerateEmbedding, send_email::SendEmail, typed::Error as TypeError,
-    webhook_delivery::WebhookDelivery,
+    AnyHandler, Handler, batch_import::BatchImport, clients::ai::Ai, crawl_website::CrawlWebsite,
+    generate_content::GenerateContent, generate_embedding::GenerateEmbedding, send_email::SendEmail,
+    typed::Error as TypeError, webhook_delivery::WebhookDelivery,
 };
 use crate::{config::Config, job::JobType};
 
@@ -36,6 +36,7 @@ impl Registry {
         let ai = Arc::new(Ai::new(&config.ai).map_err(fault_of::<GenerateEmbedding>)?);
         Ok(Self::default()
             .with(BatchImport::new(db))?
+            .with(set_up(CrawlWebsite::new(config))?)?
             .with(GenerateContent::new(ai.clone(), &config.ai))?
             .with(GenerateEmbedding::new(ai, &config.ai))?
             .with(set_up(SendEmail::new(&config.smtp))?)?
@@ -84,10 +85,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_registered_is_on_the_list_of_types() {
+    async fn what_is_registered_is_what_the_list_of_types_says() {
         let registry = builtin(&Config::default()).unwrap();
-        assert!(registry.iter().all(|handler| BUILTIN_TYPES.contains(&handler.job_type.as_str())));
-        assert!(BUILTIN_TYPES.is_sorted());
+        assert!(registry.iter().map(|handler| handler.job_type.as_str()).eq(BUILTIN_TYPES));
+    }
+
+    #[tokio::test]
+    async fn the_documentation_has_one_good_example_of_each_type() {
+        let registry = builtin(&Config::default()).unwrap();
+        let page = include_str!("../../docs/job-types.md");
+        let blocks = page.split("```json\n").skip(1).filter_map(|rest| rest.split("\n```").next());
+        let mut types = Vec::new();
+        for block in blocks {
+            let request: serde_json::Value = serde_json::from_str(block).unwrap();
+            let Some(job_type) = request["type"].as_str() else { continue };
+            let payload = serde_json::value::to_raw_value(&request["payload"]).unwrap();
+            assert_eq!(registry.get(job_type).unwrap().check(&payload), Default::default(), "{block}");
+            types.push(job_type.to_owned());
+        }
+        types.sort();
+        assert_eq!(types, BUILTIN_TYPES);
     }
 
     #[tokio::test]

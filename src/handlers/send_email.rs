@@ -12,9 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Faults, Handler, RunContext,
-    clients::mail::{
-        self, Delivery, Mailer, address,
-        message::{self, Draft},
+    clients::{
+        answer_by,
+        mail::{
+            self, Delivery, Mailer, address,
+            message::{self, Draft},
+        },
     },
 };
 use crate::{config::Smtp, job::Failure};
@@ -138,7 +141,7 @@ impl Handler for SendEmail {
         if !open.is_empty() {
             // A conversation is short and never cut off by a cancellation: half a mail may turn out to be a whole one.
             let delivery = mailer
-                .send(&envelope.from.email, &open, &mail.bytes, ctx.deadline - RESERVE)
+                .send(&envelope.from.email, &open, &mail.bytes, answer_by(ctx, RESERVE))
                 .await
                 .map_err(|e| into_failure(&e))?;
             if !delivery.refused.is_empty() {

@@ -22,6 +22,7 @@ use url::Url;
 use super::{
     Faults, Handler, RunContext,
     clients::{
+        answer_by,
         fetch::{Fetcher, Request, Response},
         guard::shown,
         retry_after::retry_after,
@@ -128,9 +129,9 @@ impl WebhookDelivery {
             headers::read(&payload.headers).map_err(|(name, e)| permanent(format!("header {name} {e}")))?;
         let body = body(payload.body.as_deref(), &mut headers);
         let method = payload.method.method();
-        let started = Instant::now();
+        let (started, deadline) = (Instant::now(), answer_by(ctx, RESERVE));
         for _ in 0..=HOPS_MAX {
-            let left = (ctx.deadline - RESERVE).saturating_duration_since(Instant::now());
+            let left = deadline.saturating_duration_since(Instant::now());
             let headers_now = self.headers(ctx, headers.clone(), body.as_deref().unwrap_or_default());
             let request =
                 Request { method: method.clone(), url: &url, headers: headers_now, body: body.clone(), timeout: left };

@@ -292,7 +292,7 @@ pub struct Stats {
     pub oldest_pending_seconds: Option<f64>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StatusCounts {
     pub pending: i64,
     pub processing: i64,

@@ -137,7 +137,7 @@ async fn run_handler(shared: &Shared, lineup: &Lineup, run: &Run, job: &Claimed)
     };
     let (handler, payload, deadline) = (lineup.handler.clone(), job.payload.0.clone(), ctx.deadline);
     // A task of its own: a handler that panics or blocks its thread must not take the bookkeeping along.
-    let mut task = AbortOnDrop(tokio::spawn(async move { handler.run(&ctx, &payload).await }));
+    let mut task = AbortOnDrop(tokio::spawn(Box::pin(async move { handler.run(&ctx, &payload).await })));
     tokio::select! {
         biased;
         ended = &mut task.0 => judge(shared, run, ended),

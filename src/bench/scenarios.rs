@@ -1,0 +1,194 @@
+//! The scenarios. Each measures, and then sees that every job is where it should be, exactly once.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, ensure};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+
+use super::{
+    load::{Door, drive, histogram},
+    report::Row,
+    stage::{Client, Sample, Stage},
+};
+
+/// Longest wait for jobs to end.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// How often it is asked whether all have ended.
+const LOOK: Duration = Duration::from_millis(25);
+const BULK: usize = 1000;
+const BULK_IN_FLIGHT: usize = 4;
+
+/// What happens to jobs while they are enqueued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Meanwhile {
+    Nothing,
+    Run,
+}
+
+/// Memory before there is any load.
+pub(super) fn idle(stage: &Stage) -> Row {
+    Row::memory("idle", stage.sample())
+}
+
+pub(super) async fn enqueue(stage: &Stage, door: Door, jobs: usize, concurrency: usize) -> anyhow::Result<Row> {
+    let client = stage.client();
+    client.pause().await?;
+    let before = client.counts().await?;
+    let sample = stage.sample();
+    let body = Bytes::from(client.request().to_string());
+    let outcome = drive(stage, door, body, 1, jobs, concurrency).await?;
+    let row = Row::rate(&format!("enqueue {door:?} {concurrency}"), jobs, outcome.took, sample, stage.sample());
+    let waiting = client.counts().await?.pending - before.pending;
+    ensure!(waiting == jobs as i64, "{jobs} jobs were accepted, {waiting} are waiting");
+    run_all(&client, before.completed + before.pending + jobs as i64).await?;
+    Ok(row.latency(&outcome.latency))
+}
+
+pub(super) async fn bulk(stage: &Stage, jobs: usize, meanwhile: Meanwhile) -> anyhow::Result<Row> {
+    let client = stage.client();
+    if meanwhile == Meanwhile::Nothing {
+        client.pause().await?;
+    }
+    let before = client.counts().await?;
+    let sample = stage.sample();
+    let requests = jobs.div_ceil(BULK);
+    let jobs = requests * BULK;
+    let many: Vec<Value> = (0..BULK).map(|_| client.request()).collect();
+    let body = Bytes::from(json!({"jobs": many}).to_string());
+    let began = Instant::now();
+    let outcome = drive(stage, Door::Rpc, body, BULK, requests, BULK_IN_FLIGHT).await?;
+    let (name, took) = match meanwhile {
+        Meanwhile::Nothing => ("bulk enqueue", outcome.took),
+        Meanwhile::Run => {
+            until_completed(&client, before.completed + jobs as i64).await?;
+            ("bulk enqueue and run", began.elapsed())
+        }
+    };
+    let row = Row::rate(name, jobs, took, sample, stage.sample());
+    run_all(&client, before.completed + before.pending + jobs as i64).await?;
+    Ok(row.latency(&outcome.latency))
+}
+
+pub(super) async fn drain(stage: &Stage, jobs: usize) -> anyhow::Result<Row> {
+    let client = stage.client();
+    client.pause().await?;
+    let before = client.counts().await?;
+    let requests = jobs.div_ceil(BULK);
+    let jobs = requests * BULK;
+    let many: Vec<Value> = (0..BULK).map(|_| client.request()).collect();
+    drive(stage, Door::Rpc, Bytes::from(json!({"jobs": many}).to_string()), BULK, requests, BULK_IN_FLIGHT).await?;
+    let sample = stage.sample();
+    let began = Instant::now();
+    client.resume().await?;
+    until_completed(&client, before.completed + before.pending + jobs as i64).await?;
+    let row = Row::rate("drain", jobs, began.elapsed(), sample, stage.sample());
+    run_all(&client, before.completed + before.pending + jobs as i64).await?;
+    Ok(row)
+}
+
+pub(super) async fn lifecycle(stage: &Stage, jobs: usize, concurrency: usize) -> anyhow::Result<Row> {
+    let client = stage.client();
+    let before = client.counts().await?;
+    let sample = stage.sample();
+    let began = Instant::now();
+    let body = Bytes::from(client.request().to_string());
+    let outcome = drive(stage, Door::Rpc, body, 1, jobs, concurrency).await?;
+    until_completed(&client, before.completed + jobs as i64).await?;
+    let row = Row::rate(&format!("lifecycle {concurrency}"), jobs, began.elapsed(), sample, stage.sample());
+    run_all(&client, before.completed + jobs as i64).await?;
+    Ok(row.latency(&outcome.latency))
+}
+
+/// At a fixed rate, whatever the answers: a slow answer delays no later request, and each is measured from the moment
+/// when it should have gone (Gil Tene's coordinated omission).
+pub(super) async fn latency(stage: &Stage, rate: u32, seconds: u32) -> anyhow::Result<Vec<Row>> {
+    let client = stage.client();
+    let before = client.counts().await?;
+    let started = client.nats().subscribe(client.events("started")).await?;
+    let completed = client.nats().subscribe(client.events("completed")).await?;
+    client.nats().flush().await?;
+    let jobs = (rate * seconds) as usize;
+    let seen = |events: async_nats::Subscriber| {
+        tokio::spawn(async move {
+            let times = events.take(jobs).map(|event| {
+                let id = event.subject.rsplit('.').next().unwrap_or_default().to_owned();
+                (id, Instant::now())
+            });
+            times.collect::<HashMap<String, Instant>>().await
+        })
+    };
+    let (started, completed) = (seen(started), seen(completed));
+    let sample = stage.sample();
+    let body = Bytes::from(client.request().to_string());
+    let mut ticks = tokio::time::interval(Duration::from_secs(1) / rate);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
+    let mut tasks = tokio::task::JoinSet::new();
+    let began = Instant::now();
+    for _ in 0..jobs {
+        let due = ticks.tick().await.into_std();
+        let (client, body) = (client.clone(), body.clone());
+        tasks.spawn(async move {
+            let answer = client.send(Door::Rpc, false, body).await?;
+            let answered = Instant::now();
+            let answer: Value = serde_json::from_slice(&answer)?;
+            let id = answer["jobId"].as_str().context("a request was refused")?.to_owned();
+            anyhow::Ok((id, due, answered))
+        });
+    }
+    let mut sent = Vec::with_capacity(jobs);
+    while let Some(ended) = tasks.join_next().await {
+        sent.push(ended??);
+    }
+    let took = began.elapsed();
+    let in_time = tokio::time::timeout(PATIENCE, async { (started.await, completed.await) });
+    let (started, completed) = in_time.await.context("events are missing")?;
+    let (started, completed) = (started?, completed?);
+    let after = stage.sample();
+    let mut rows = Vec::new();
+    for (name, times) in [("answered", None), ("started", Some(&started)), ("completed", Some(&completed))] {
+        let mut latency = histogram();
+        for (id, due, answered) in &sent {
+            let at = match times {
+                None => answered,
+                Some(times) => times.get(id).with_context(|| format!("job {id} was never {name}"))?,
+            };
+            latency.saturating_record(at.saturating_duration_since(*due).as_micros() as u64);
+        }
+        rows.push(Row::rate(&format!("{rate}/s: {name}"), jobs, took, sample, after).latency(&latency));
+    }
+    run_all(&client, before.completed + jobs as i64).await?;
+    Ok(rows)
+}
+
+/// Lets everything run, and sees that exactly `completed` jobs are completed and nothing else has happened.
+async fn run_all(client: &Client, completed: i64) -> anyhow::Result<()> {
+    client.resume().await?;
+    until_completed(client, completed).await?;
+    let counts = client.counts().await?;
+    ensure!(
+        counts.completed == completed && counts.pending == 0 && counts.processing == 0,
+        "{completed} jobs should be completed; the service says {counts:?}"
+    );
+    Ok(())
+}
+
+async fn until_completed(client: &Client, completed: i64) -> anyhow::Result<()> {
+    let waiting = async {
+        while client.counts().await?.completed < completed {
+            tokio::time::sleep(LOOK).await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.context("not all jobs were done in time: some are lost")?
+}
+
+impl Row {
+    fn memory(name: &str, sample: Sample) -> Self {
+        Row { name: name.to_owned(), memory: Some(sample.into()), ..Row::default() }
+    }
+}

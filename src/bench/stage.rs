@@ -1,0 +1,209 @@
+//! What is measured: private servers and a service in a child, or a service that runs already.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use super::{
+    load::Door,
+    noop,
+    usage::{self, Usage},
+};
+use crate::{
+    broker::Subjects,
+    config::Config,
+    dev::{
+        Servers,
+        folder::Folder,
+        nats::PortChoice,
+        postgres::{Durability, free_port},
+        process::{Kept, Program},
+    },
+    handlers::clients::install_crypto,
+    ops::wire::StatusCounts,
+};
+
+const START: Duration = Duration::from_secs(30);
+/// Longest wait for a single answer.
+const ANSWER: Duration = Duration::from_secs(60);
+
+pub(super) struct Stage {
+    own: Option<Own>,
+    client: Client,
+}
+
+/// Everything that was started for the measurement.
+pub(super) struct Own {
+    service: Kept,
+    pub servers: Servers,
+    _folder: Folder,
+}
+
+/// One end of the load. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Client {
+    nats: async_nats::Client,
+    http: Option<(reqwest::Client, String)>,
+    subjects: Subjects,
+    job_type: String,
+    payload: Value,
+}
+
+/// Of service, Postgres and nats-server.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sample {
+    pub service: Usage,
+    pub postgres: Usage,
+    pub nats: Usage,
+}
+
+impl Stage {
+    /// Starts servers and a service in a new folder.
+    pub async fn own(config: &Config) -> anyhow::Result<Self> {
+        install_crypto();
+        let folder = Folder::throw_away()?;
+        let servers = Servers::start(folder.path(), Durability::Durable, PortChoice::Any).await?;
+        let port = free_port()?;
+        let settings = [
+            format!("QUEUE__DATABASE__URL={}", servers.postgres.url("queue")),
+            format!("QUEUE__NATS__URL={}", servers.nats.url()),
+            format!("QUEUE__HTTP__BIND=127.0.0.1:{port}"),
+        ];
+        let program = Program {
+            name: "service",
+            path: PathBuf::from("/usr/bin/env"),
+            arguments: settings
+                .into_iter()
+                .chain([std::env::current_exe()?.display().to_string(), "bench-serve".into()])
+                .collect(),
+            log: folder.path().join("service.log"),
+            user: None,
+            stop_signal: Signal::TERM,
+        };
+        let service = Kept::start(program)?;
+        let nats = async_nats::connect(servers.nats.url()).await?;
+        let client = Client {
+            nats,
+            http: Some((reqwest::Client::builder().no_proxy().build()?, format!("http://127.0.0.1:{port}"))),
+            subjects: Subjects::new(&config.nats.prefix),
+            job_type: noop::TYPE.to_owned(),
+            payload: json!({"n": 1}),
+        };
+        let stage = Self { own: Some(Own { service, servers, _folder: folder }), client };
+        tokio::time::timeout(START, stage.until_ready()).await.context("the service did not start")?;
+        Ok(stage)
+    }
+
+    /// Connects to a service that runs already.
+    pub async fn running(config: &Config, job_type: &str, payload: &Value) -> anyhow::Result<Self> {
+        let options = async_nats::ConnectOptions::new();
+        let (options, servers) = crate::broker::login::prepare(options, &config.nats).await?;
+        let client = Client {
+            nats: options.connect(servers).await.context("can't connect to NATS: is the service running?")?,
+            http: None,
+            subjects: Subjects::new(&config.nats.prefix),
+            job_type: job_type.to_owned(),
+            payload: payload.clone(),
+        };
+        Ok(Self { own: None, client })
+    }
+
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    pub fn is_own(&self) -> bool {
+        self.own.is_some()
+    }
+
+    pub fn has_http(&self) -> bool {
+        self.client.http.is_some()
+    }
+
+    pub fn servers(&self) -> Option<&Servers> {
+        self.own.as_ref().map(|own| &own.servers)
+    }
+
+    pub fn sample(&self) -> Sample {
+        let Some(own) = &self.own else { return Sample::default() };
+        Sample {
+            service: usage::of(own.service.pid(), false),
+            postgres: usage::of(own.servers.postgres.pid(), true),
+            nats: usage::of(own.servers.nats.pid(), false),
+        }
+    }
+
+    pub async fn end(self) {
+        let Some(Own { mut service, servers, _folder }) = self.own else { return };
+        let stop = move || {
+            service.stop(Duration::from_secs(20));
+            servers.stop();
+            drop(_folder);
+        };
+        let _ = tokio::task::spawn_blocking(stop).await;
+    }
+
+    async fn until_ready(&self) {
+        while self.client.ask("getStats", json!({})).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+impl Client {
+    /// The request of one job.
+    pub fn request(&self) -> Value {
+        json!({"type": self.job_type, "payload": self.payload})
+    }
+
+    pub fn nats(&self) -> &async_nats::Client {
+        &self.nats
+    }
+
+    pub fn events(&self, state: &str) -> String {
+        format!("{}.events.{}.{state}.*", self.subjects.prefix(), self.job_type)
+    }
+
+    /// Sends a body as it is, and gives the answer as it came.
+    pub async fn send(&self, door: Door, bulk: bool, body: Bytes) -> anyhow::Result<Bytes> {
+        match (door, &self.http) {
+            (Door::Rpc, _) | (_, None) => {
+                let subject = self.subjects.rpc(if bulk { "enqueueMany" } else { "enqueue" });
+                let request = async_nats::Request::new().payload(body).timeout(Some(ANSWER));
+                Ok(self.nats.send_request(subject, request).await?.payload)
+            }
+            (Door::Http, Some((http, root))) => {
+                let url = format!("{root}/jobs{}", if bulk { "/batch" } else { "" });
+                let request = http.post(url).header("content-type", "application/json").body(body);
+                Ok(request.send().await?.bytes().await?)
+            }
+        }
+    }
+
+    pub async fn ask(&self, verb: &str, body: Value) -> anyhow::Result<Value> {
+        let request = async_nats::Request::new().payload(body.to_string().into()).timeout(Some(ANSWER));
+        let answer = self.nats.send_request(self.subjects.rpc(verb), request).await?;
+        let body: Value = serde_json::from_slice(&answer.payload)?;
+        if answer.headers.is_some_and(|headers| headers.get("Nats-Service-Error-Code").is_some()) {
+            bail!("{verb}: {}", body["detail"]);
+        }
+        Ok(body)
+    }
+
+    /// The numbers of our type.
+    pub async fn counts(&self) -> anyhow::Result<StatusCounts> {
+        let stats = self.ask("getStats", json!({})).await?;
+        Ok(serde_json::from_value(stats["byType"][&self.job_type].clone()).unwrap_or_default())
+    }
+
+    pub async fn pause(&self) -> anyhow::Result<()> {
+        self.ask("pauseType", json!({"type": self.job_type})).await.map(|_| ())
+    }
+
+    pub async fn resume(&self) -> anyhow::Result<()> {
+        self.ask("resumeType", json!({"type": self.job_type})).await.map(|_| ())
+    }
+}
