@@ -8,4 +8,5 @@ mod probe;
 mod bad_input;
 mod http;
 mod smoke;
+mod sockets;
 mod web;
