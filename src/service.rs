@@ -130,10 +130,11 @@ impl Service {
         self.ready.clone().wait_for(|ready| *ready).await.is_ok()
     }
 
-    /// Returns when the start has failed for good.
+    /// Returns when the start has failed for good, and never once it has succeeded.
     pub async fn failed(&self) {
-        let mut ready = self.ready.clone();
-        while ready.changed().await.is_ok() {}
+        if self.ready().await {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Stops: no new requests, running jobs may end for `worker.drain` (or until `hurry`), the rest is handed back, and

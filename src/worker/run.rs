@@ -54,7 +54,7 @@ async fn carry_out_tracked(shared: &Arc<Shared>, lineup: &Lineup, run: &Arc<Run>
         run.let_go();
         return run.ack.nak(broker, Duration::ZERO).await;
     }
-    let claim = shared.claims.submit((run.id, run.job_type.clone())).await;
+    let claim = shared.claims.submit(run.clone()).await;
     let job = match claim {
         Ok(Some(Claim::Won(job))) => job,
         Ok(Some(Claim::Refused(refused))) => return refuse(shared, run, refused).await,
@@ -65,7 +65,6 @@ async fn carry_out_tracked(shared: &Arc<Shared>, lineup: &Lineup, run: &Arc<Run>
     };
     shared.watermarks.raise(&job);
     let attempt = job.attempt as u16;
-    *run.claimed.lock().unwrap_or_else(PoisonError::into_inner) = (job.run, attempt);
     broker.emit(&[Event::new(job.id, &job.r#type, EventState::Started, attempt, Some(&shared.id))]).await;
 
     let outcome = run_handler(shared, lineup, run, &job).await;
