@@ -2,18 +2,18 @@
 //!
 //! All tests are in one program, so that they share the two servers; each has a database and a prefix of its own.
 
+mod bad_input;
 mod books;
 mod child;
+mod crash;
+mod dev;
 mod harness;
+mod http;
 mod load;
+mod outage;
 mod probe;
 mod proxy;
 mod receiver;
-
-mod bad_input;
-mod http;
-mod crash;
-mod outage;
 mod smoke;
 mod sockets;
 mod web;
