@@ -5,4 +5,9 @@
 mod harness;
 mod probe;
 
-mod smoke;
+mod cancel;
+mod dead_letter;
+mod delay;
+mod drain;
+mod enqueue;
+mod retry;
