@@ -35,11 +35,11 @@ impl Ops {
             fault("/offset", format!("must be 0 to {MAX_OFFSET}; use cursor to go further"));
         }
         let mut states = Vec::new();
-        for (i, name) in request.status.map(|s| s.into_vec()).unwrap_or_default().iter().enumerate() {
+        for (path, name) in request.status.iter().flat_map(|names| names.at("/status")) {
             match wanted(name) {
                 Some(state) => states.push(state),
                 None => fault(
-                    &format!("/status/{i}"),
+                    &path,
                     format!(
                         "{name:.40?} is no status; there are pending, scheduled, retrying, processing, completed, failed, cancelled"
                     ),
@@ -47,15 +47,12 @@ impl Ops {
             }
         }
         let mut include = Include::default();
-        for (i, name) in request.include.map(|s| s.into_vec()).unwrap_or_default().iter().enumerate() {
-            match name.as_str() {
+        for (path, name) in request.include.iter().flat_map(|names| names.at("/include")) {
+            match name {
                 "payload" => include.payload = true,
                 "result" => include.result = true,
                 "errors" => include.errors = true,
-                _ => fault(
-                    &format!("/include/{i}"),
-                    format!("{name:.40?} can't be included; payload, result and errors can"),
-                ),
+                _ => fault(&path, format!("{name:.40?} can't be included; payload, result and errors can")),
             }
         }
         if request.r#type.as_ref().is_some_and(|name| JobType::new(name.as_str()).is_err()) {
