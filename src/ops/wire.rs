@@ -170,10 +170,13 @@ pub enum OneOrMany {
 }
 
 impl OneOrMany {
-    pub fn into_vec(self) -> Vec<String> {
+    /// Each text with the JSON pointer to it, when `path` is that of the whole.
+    pub fn at(&self, path: &str) -> Vec<(String, &str)> {
         match self {
-            OneOrMany::One(text) => vec![text],
-            OneOrMany::Many(texts) => texts,
+            OneOrMany::One(text) => vec![(path.to_owned(), text)],
+            OneOrMany::Many(texts) => {
+                texts.iter().enumerate().map(|(i, text)| (format!("{path}/{i}"), &**text)).collect()
+            }
         }
     }
 }

@@ -54,12 +54,15 @@ impl Dev {
     }
 
     async fn finished(&self, id: &str) -> Value {
-        until(|| async { Some(self.get(&format!("/jobs/{id}?wait=20s")).await).filter(|job| job["finishedAt"].is_string()) })
-            .await
+        until(|| async {
+            Some(self.get(&format!("/jobs/{id}?wait=20s")).await).filter(|job| job["finishedAt"].is_string())
+        })
+        .await
     }
 
     fn child(&self, name: &str) -> u32 {
-        let is_it = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name);
+        let is_it =
+            |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name);
         let found = descendants(self.program.pid()).into_iter().find(is_it);
         found.unwrap_or_else(|| panic!("no {name} below {}", self.program.pid()))
     }

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::StreamExt;
 use queue_service::{
     config::Config,
     dev::{Servers, nats::PortChoice, postgres::Durability},
@@ -101,6 +102,13 @@ impl Place {
         Running { service, nats, config: self.config.clone() }
     }
 
+    /// A store on this test's database, for tests that are a worker or an operator themselves.
+    pub async fn store(&self) -> Store {
+        let store = Store::open(&self.config.database).unwrap();
+        store.migrate(&self.config.database.schema).await.unwrap();
+        store
+    }
+
     /// A connection to this test's database, with its schema on the search path.
     pub async fn database(&self) -> sqlx::PgPool {
         let options: sqlx::postgres::PgConnectOptions = self.config.database.url.parse().unwrap();
@@ -185,16 +193,59 @@ impl Running {
         until(|| async { Some(self.job(id).await).filter(|job| job["status"] == status) }).await
     }
 
+    /// Everything that is published below the prefix on `rest` from now on.
+    pub async fn listen(&self, rest: &str) -> Listener {
+        let messages = self.nats.subscribe(self.subject(rest)).await.unwrap();
+        self.nats.flush().await.unwrap();
+        Listener(messages)
+    }
+
+    /// A stream of this test's, by its plain name.
+    pub async fn stream(&self, name: &str) -> async_nats::jetstream::stream::Stream {
+        let name = format!("{}-{name}", self.config.nats.prefix);
+        async_nats::jetstream::new(self.nats.clone()).get_stream(name).await.unwrap()
+    }
+
     pub async fn stop(self) {
         self.service.stop(CancellationToken::new()).await.unwrap();
     }
 }
 
+/// Messages that come in.
+pub struct Listener(async_nats::Subscriber);
+
+impl Listener {
+    pub async fn next(&mut self) -> (String, Value) {
+        let message = tokio::time::timeout(PATIENCE, self.0.next()).await.expect("no message in time").unwrap();
+        (message.subject.to_string(), serde_json::from_slice(&message.payload).expect("the message is no JSON"))
+    }
+
+    /// All up to the first whose `state` is `last`, which is the last one given.
+    pub async fn until_state(&mut self, last: &str) -> Vec<Value> {
+        let mut events = Vec::new();
+        loop {
+            let (_, event) = self.next().await;
+            let is_last = event["state"] == last;
+            events.push(event);
+            if is_last {
+                return events;
+            }
+        }
+    }
+}
+
+/// A time as the service writes it.
+pub fn time(value: &Value) -> chrono::DateTime<chrono::Utc> {
+    value.as_str().expect("a time").parse().expect("a time of RFC 3339")
+}
+
+/// A duration in milliseconds between two times of the service.
+pub fn millis_between(from: &Value, to: &Value) -> f64 {
+    (time(to) - time(from)).num_microseconds().unwrap() as f64 / 1000.0
+}
+
 /// Asks again until there is an answer; what no event tells has to be looked for.
-pub async fn until<T, F>(mut look: impl FnMut() -> F) -> T
-where
-    F: Future<Output = Option<T>>,
-{
+pub async fn until<T>(mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let looking = async {
         loop {
             if let Some(found) = look().await {

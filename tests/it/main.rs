@@ -4,9 +4,14 @@
 
 mod bad_input;
 mod books;
+mod cancel;
 mod child;
 mod crash;
+mod dead_letter;
+mod delay;
 mod dev;
+mod drain;
+mod enqueue;
 mod harness;
 mod http;
 mod load;
@@ -14,6 +19,6 @@ mod outage;
 mod probe;
 mod proxy;
 mod receiver;
-mod smoke;
+mod retry;
 mod sockets;
 mod web;
