@@ -139,8 +139,9 @@ async fn run_handler(shared: &Shared, lineup: &Lineup, run: &Run, job: &Claimed)
     let mut task = AbortOnDrop(tokio::spawn(Box::pin(async move { handler.run(&ctx, &payload).await })));
     tokio::select! {
         biased;
-        ended = &mut task.0 => judge(shared, run, ended),
+        // Before the handler's end: what it returns because it was told to stop is no failure.
         _ = run.token.cancelled() => stopped(shared, run, &mut task).await,
+        ended = &mut task.0 => judge(shared, run, ended),
         _ = sleep_until(deadline) => {
             let message = format!("the attempt took longer than its timeout of {}", humantime::format_duration(timeout));
             Outcome::Failed(Failure::new(FailureKind::Timeout, message))
