@@ -11,8 +11,8 @@ mod proxy;
 mod receiver;
 
 mod bad_input;
-mod http;
 mod crash;
+mod http;
 mod outage;
 mod smoke;
 mod sockets;
