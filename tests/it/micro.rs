@@ -11,20 +11,22 @@ async fn ask(service: &Running, subject: &str) -> Value {
 
 /// Hides what differs from run to run, after a look that it is what it should be.
 fn hide(service: &Running, mut answer: Value) -> Value {
-    let id = answer["id"].take();
+    let id = std::mem::replace(&mut answer["id"], json!("[id]"));
     assert!(id.as_str().unwrap().len() == 32, "{id}");
     if let Some(started) = answer.get_mut("started") {
-        let at: chrono::DateTime<chrono::Utc> = started.take().as_str().unwrap().parse().unwrap();
+        let started = std::mem::replace(started, json!("[time]"));
+        let at: chrono::DateTime<chrono::Utc> = started.as_str().unwrap().parse().unwrap();
         assert!((chrono::Utc::now() - at).num_seconds() < 120);
     }
-    for endpoint in answer["endpoints"].as_array_mut().into_iter().flatten() {
+    for endpoint in answer.get_mut("endpoints").and_then(Value::as_array_mut).into_iter().flatten() {
         if let Some(busy) = endpoint.get_mut("processing_time") {
             let (busy, requests) = (busy.take().as_u64().unwrap(), endpoint["num_requests"].as_u64().unwrap());
             assert_eq!(endpoint["average_processing_time"].take(), json!(busy.checked_div(requests).unwrap_or(0)));
             assert_eq!(busy > 0, requests > 0);
         }
     }
-    assert_eq!(answer["version"].take(), env!("CARGO_PKG_VERSION"));
+    assert_eq!(answer["version"], env!("CARGO_PKG_VERSION"));
+    answer["version"] = json!("[version]");
     let prefix = &service.config.nats.prefix;
     let text = answer.to_string().replace(&format!("\"{prefix}\""), "\"PREFIX\"");
     serde_json::from_str(&text.replace(&format!("\"{prefix}."), "\"PREFIX.")).unwrap()

@@ -62,6 +62,21 @@ async fn requests_and_replies_fit_the_schemas_that_the_service_gives() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn absent_facts_are_null_and_never_missing() {
+    let (_place, service) = start().await;
+    let id = service.enqueue(json!({"type": "probe", "payload": {}, "delay": "1h"})).await;
+    let [_, of_reply] = schemas(&service, "getJob").await;
+    let job = service.job(&id).await;
+    let fields = job.as_object().unwrap();
+    for name in fields.keys() {
+        let mut less = fields.clone();
+        less.remove(name);
+        assert!(!of_reply.is_valid(&Value::Object(less)), "a job without {name} fits the schema");
+    }
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_list_of_types_says_how_each_is_run_and_what_its_payload_is() {
     let (_place, service) = start().await;
     let types = service.call("listTypes", json!({})).await["types"].clone();
