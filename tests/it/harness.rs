@@ -98,7 +98,23 @@ impl Place {
         let routes = axum::Router::new();
         let service = Service::start_with(self.config.clone(), routes, add_types).await.unwrap();
         assert!(tokio::time::timeout(PATIENCE, service.ready()).await.unwrap(), "the service did not start");
-        let nats = async_nats::connect(&self.config.nats.url).await.unwrap();
+        self.client_of(service).await
+    }
+
+    /// Starts a service whose database does not answer.
+    pub async fn start_without_database(&self) -> Running {
+        let mut config = self.config.clone();
+        // Bound and never listened to, so that nobody else gets the port.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        config.database.url = format!("postgres://nobody@{}/nothing", socket.local_addr().unwrap());
+        let service = Service::start(config).await.unwrap();
+        self.client_of(service).await
+    }
+
+    async fn client_of(&self, service: Service) -> Running {
+        let options = async_nats::ConnectOptions::new().request_timeout(Some(PATIENCE));
+        let nats = options.connect(&self.config.nats.url).await.unwrap();
         Running { service, nats, config: self.config.clone() }
     }
 
