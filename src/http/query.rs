@@ -62,6 +62,14 @@ pub fn object(query: Option<&str>, parameters: Parameters) -> Result<Map<String,
         }
         object.insert(name, value);
     }
+    // A single text, as a body would have it: its faults are told at the same place then.
+    for value in object.values_mut() {
+        if let Value::Array(list) = value
+            && list.len() == 1
+        {
+            *value = list.remove(0);
+        }
+    }
     if faults.is_empty() { Ok(object) } else { Err(ApiError::faults(Code::InvalidRequest, faults)) }
 }
 

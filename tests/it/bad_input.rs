@@ -265,9 +265,9 @@ async fn what_the_database_cannot_hold_is_refused_before_it_gets_there() {
         with(r#""delay":"1s\u0000""#, "/delay"),
         case("listJobs", r#"{"tag":"a\u0000"}"#, "invalid_request", Some("/tag")),
         case("listJobs", r#"{"type":"a\u0000"}"#, "invalid_request", Some("/type")),
-        case("listJobs", r#"{"status":["a\u0000"]}"#, "invalid_request", Some("/status/0")),
+        case("listJobs", r#"{"status":"a\u0000"}"#, "invalid_request", Some("/status")),
         case("listJobs", r#"{"cursor":"a\u0000"}"#, "invalid_request", Some("/cursor")),
-        case("listJobs", r#"{"include":["\u0000"]}"#, "invalid_request", Some("/include/0")),
+        case("listJobs", r#"{"include":"\u0000"}"#, "invalid_request", Some("/include")),
         case(
             "cancelJob",
             r#"{"jobId":"0198c5a4-5d5c-7000-8000-000000000000","reason":"\u0000"}"#,
@@ -561,13 +561,13 @@ async fn filters_are_values_and_pages_have_bounds() {
         list(r#"{"sort":"createdAt"}"#, ""),
         list(r#"{"status":5}"#, "/status"),
         list(r#"{"status":[5]}"#, "/status"),
-        list(r#"{"status":"DONE"}"#, "/status/0"),
-        list(r#"{"status":"Completed"}"#, "/status/0"),
+        list(r#"{"status":"DONE"}"#, "/status"),
+        list(r#"{"status":"Completed"}"#, "/status"),
         list(r#"{"status":["pending","' OR 1=1 --"]}"#, "/status/1"),
         list(r#"{"type":"probe' OR '1'='1"}"#, "/type"),
         list(r#"{"type":"*"}"#, "/type"),
         list(r#"{"type":""}"#, "/type"),
-        list(r#"{"include":"secrets"}"#, "/include/0"),
+        list(r#"{"include":"secrets"}"#, "/include"),
         list(r#"{"cursor":7}"#, "/cursor"),
     ];
     for limit in ["0", "-1", "1001", "9223372036854775807", "1.5", "\"ten\"", "1e3"] {
