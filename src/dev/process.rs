@@ -18,6 +18,8 @@ use rustix::process::{Pid, Signal};
 
 /// A child that ends sooner than this was not started well, and is not started again.
 const STARTED_WELL: Duration = Duration::from_secs(2);
+/// Longest wait until the number of a dead process is free again.
+const BURIAL: Duration = Duration::from_secs(3);
 /// Pause before a child is started again.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -209,17 +211,39 @@ pub fn is_program(path: &Path) -> bool {
 /// its command line must name `mark`, since numbers are given again.
 pub fn end_leftover(pid_file: &Path, mark: &str, patience: Duration) {
     let Ok(text) = std::fs::read_to_string(pid_file) else { return };
-    let Some(pid) = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok()) else { return };
-    let command_line = || std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let Some(number) = text.lines().next().and_then(|line| line.trim().parse::<i32>().ok()) else { return };
+    let command_line = || std::fs::read(format!("/proc/{number}/cmdline")).unwrap_or_default();
     let ours = || String::from_utf8_lossy(&command_line()).contains(mark);
-    let Some(pid) = Pid::from_raw(pid).filter(|_| ours()) else { return };
-    tracing::warn!("ending a process that an earlier run left behind ({})", pid.as_raw_nonzero());
-    let _ = rustix::process::kill_process(pid, Signal::INT);
+    if let Some(pid) = Pid::from_raw(number).filter(|_| ours()) {
+        tracing::warn!("ending a process that an earlier run left behind ({number})");
+        let _ = rustix::process::kill_process(pid, Signal::INT);
+        let began = Instant::now();
+        while ours() {
+            if began.elapsed() > patience {
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    wait_for_burial(number, pid_file);
+}
+
+/// A dead process keeps its number until whoever inherited it has taken note, and Postgres takes a number that is in use
+/// for a running server.
+fn wait_for_burial(number: i32, pid_file: &Path) {
     let began = Instant::now();
-    while ours() {
-        if began.elapsed() > patience {
-            let _ = rustix::process::kill_process(pid, Signal::KILL);
+    while is_dead(number) {
+        if began.elapsed() > BURIAL {
+            // As in a container whose first process buries nobody. The dead lock nothing.
+            let _ = std::fs::remove_file(pid_file);
+            return;
         }
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Whether a process of this number has ended and is still listed. Source: proc(5).
+fn is_dead(number: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{number}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X']))
 }

@@ -75,12 +75,13 @@ impl AnyHandler {
 
     /// Checks a payload that has passed the general input rules. Empty: it is good.
     ///
-    /// The typed decoder is the judge, since it is fast; only for a payload that it refuses the schema is asked, to
-    /// name every fault and not just the first.
+    /// The typed decoder judges first, since it is fast. For a payload that it refuses the schema is asked, to name every
+    /// fault and not just the first; and for one that it could have read in another way than the schema says.
     pub fn check(&self, payload: &RawValue) -> Faults {
         let refusal = match self.inner.check(payload) {
-            Ok(faults) => return faults,
-            Err(refusal) => refusal,
+            Ok(faults) if !faults.is_empty() || is_flat(payload.get()) => return faults,
+            Ok(_) => None,
+            Err(refusal) => Some(refusal),
         };
         let mut faults = Faults::default();
         if let Ok(value) = serde_json::from_str(payload.get()) {
@@ -88,8 +89,8 @@ impl AnyHandler {
                 faults.add(error.instance_path().to_string(), shorten(error.to_string()));
             }
         }
-        if faults.is_empty() {
-            faults.add(pointer(refusal.path()), shorten(refusal.into_inner().to_string()));
+        if let Some(refusal) = refusal.filter(|_| faults.is_empty()) {
+            faults.add(pointer(refusal.path()), shorten(without_place(refusal.inner())));
         }
         faults
     }
@@ -111,6 +112,19 @@ impl AnyHandler {
     pub fn run<'a>(&'a self, ctx: &'a RunContext, payload: &'a RawValue) -> Run<'a> {
         self.inner.run(ctx, payload)
     }
+}
+
+/// The decoder takes an array for an object, by the order of the fields, and an object for a word, by its only key. An
+/// object of plain values leaves it no such choice.
+fn is_flat(payload: &str) -> bool {
+    payload.strip_prefix('{').is_some_and(|inside| !inside.contains(['{', '[']))
+}
+
+/// What the decoder says, without the place in the text: a pointer tells it better.
+pub fn without_place(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    message.strip_suffix(&place).map(str::to_owned).unwrap_or(message)
 }
 
 /// Messages repeat the value that they complain of; half a megabyte of it helps nobody.

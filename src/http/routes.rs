@@ -19,7 +19,7 @@ use super::{
     refusal::{Answer, Refusal},
     service,
 };
-use crate::ops::{ApiError, Code};
+use crate::ops::{ApiError, Code, error::quoted};
 
 /// For every answer that does not say otherwise.
 const HEADERS: [(&str, &str); 6] = [
@@ -56,7 +56,7 @@ pub fn all(door: Arc<Door>, gate: Gate, extra: Router) -> Router {
 }
 
 async fn unknown(uri: Uri) -> Answer {
-    let detail = format!("there is nothing at {:.200?}; /docs lists what there is", uri.path());
+    let detail = format!("there is nothing at {}; /docs lists what there is", quoted(uri.path()));
     Err(ApiError::new(Code::NotFound, detail).into())
 }
 

@@ -12,7 +12,7 @@ pub const MAX_DEPTH: usize = 64;
 /// What is wrong with a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// It is no JSON at all.
+    /// It is no JSON at all, or no object.
     Syntax { line: usize, column: usize, message: String },
     /// It is JSON that we do not take; `pointer` says where (RFC 6901).
     Rule { pointer: String, message: String },
@@ -36,9 +36,10 @@ pub fn check_object(bytes: &[u8]) -> Result<(), Fault> {
     let mut scan = Scan::new(bytes)?;
     scan.space();
     if scan.peek() != Some(b'{') {
-        // A text that is not JSON is reported as such, a JSON text that is no object as that.
+        // A text that is no JSON at all is reported as that.
+        let stop = scan.syntax("a JSON object is expected");
         scan.value(0).map_err(|stop| scan.fault(stop))?;
-        return Err(Fault::Rule { pointer: String::new(), message: "a JSON object is expected".into() });
+        return Err(scan.fault(stop));
     }
     scan.value(0).and_then(|()| scan.end()).map_err(|stop| scan.fault(stop))
 }
@@ -361,11 +362,15 @@ mod tests {
             "[1,]",
             "{\"a\":NaN}",
             "{\"a\":tru}",
+            "[1]",
+            "\"x\"",
         ] {
             assert!(matches!(check_object(bad.as_bytes()), Err(Fault::Syntax { .. })), "{bad:?}");
         }
         let fault = check_object(b"{\n  \"a\": oops}").unwrap_err();
         assert_eq!(fault.to_string(), "a JSON value is expected at line 2, column 8");
+        let fault = check_object(b"\n [1]").unwrap_err();
+        assert_eq!(fault.to_string(), "a JSON object is expected at line 2, column 2");
         assert!(matches!(check_object(b"{\"a\":\"\xff\"}"), Err(Fault::Syntax { .. })));
     }
 
@@ -375,8 +380,6 @@ mod tests {
         assert_eq!(rule(r#"{"a":1,"b":2,"\u0061":3}"#), ("/a".into(), "the key stands here twice".into()));
         assert_eq!(rule(r#"{"a/b~c":[1e400]}"#).0, "/a~1b~0c/0");
         assert_eq!(rule(r#"{"n":9223372036854775808}"#).0, "/n");
-        assert_eq!(rule("[1]").1, "a JSON object is expected");
-        assert_eq!(rule("\"x\"").1, "a JSON object is expected");
         assert!(check_object(br#"{"n":-9223372036854775808,"f":1e308,"g":1e20,"z":-0}"#).is_ok());
     }
 

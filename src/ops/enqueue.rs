@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     Ops, Scope,
-    error::{ApiError, Code, Fault},
+    error::{ApiError, Code, Fault, Problem, quoted},
     input,
     wire::{EnqueueManyReply, EnqueueManyRequest, EnqueueReply, EnqueueRequest, EnqueueResult},
 };
@@ -21,10 +21,8 @@ use crate::{
 
 /// Most jobs in one bulk request. Source: wire contract, as the other limits here.
 pub const MAX_BULK: usize = 1000;
-/// Largest bulk reply, below the broker's usual `max_payload` of 1 MiB.
-const REPLY_BYTES: usize = 768 * 1024;
-/// Length of a refusal's detail, in bytes, when there are too many for long ones.
-const SHORT_DETAIL: usize = 200;
+/// Bytes that the refusals of one bulk request may take together.
+const MAX_REFUSALS: usize = 512 * 1024;
 const MAX_KEY_CHARS: usize = 255;
 const MAX_TAGS: usize = 20;
 const MAX_TAG_CHARS: usize = 64;
@@ -84,6 +82,7 @@ impl Ops {
         }
         let outcomes = if good.is_empty() { Vec::new() } else { self.intake.submit(good).await? };
         let mut kept = ids.into_iter().zip(outcomes);
+        let mut told = 0;
         let result = |refused: Option<ApiError>| {
             let outcome = match refused {
                 Some(e) => Err(e),
@@ -94,12 +93,10 @@ impl Ops {
             };
             match outcome {
                 Ok(accepted) => EnqueueResult::Accepted(accepted),
-                Err(e) => EnqueueResult::Refused { error: Box::new(e.problem()) },
+                Err(e) => EnqueueResult::Refused { error: Box::new(in_short(e.problem(), &mut told)) },
             }
         };
-        let mut reply = EnqueueManyReply { results: results.into_iter().map(result).collect() };
-        fit(&mut reply);
-        Ok(reply)
+        Ok(EnqueueManyReply { results: results.into_iter().map(result).collect() })
     }
 
     fn check(&self, scope: Scope<'_>, body: &[u8], options: EnqueueOptions<'_>) -> Result<NewJob, ApiError> {
@@ -157,7 +154,7 @@ impl Ops {
         let known: Vec<&str> = self.registry.iter().map(|handler| handler.job_type.as_str()).collect();
         let problem = match JobType::new(name) {
             Ok(_) => format!("there is no type '{name}'"),
-            Err(rule) => format!("{:.80?} is no type name ({rule})", name),
+            Err(rule) => format!("{} is no type name ({rule})", quoted(name)),
         };
         ApiError::new(Code::UnknownType, format!("{problem}; known are {}", known.join(", ")))
     }
@@ -240,23 +237,6 @@ fn parts(request: &EnqueueRequest, options: EnqueueOptions<'_>, faults: &mut Vec
     Parts { priority, max_attempts, timeout, due, key }
 }
 
-/// A thousand refusals that name every fault would pass what the broker takes; the ids of the accepted jobs must come
-/// through, so the refusals become shorter then.
-fn fit(reply: &mut EnqueueManyReply) {
-    let refused = reply.results.iter().any(|result| matches!(result, EnqueueResult::Refused { .. }));
-    if !refused || serde_json::to_vec(reply).is_ok_and(|body| body.len() <= REPLY_BYTES) {
-        return;
-    }
-    for result in &mut reply.results {
-        let EnqueueResult::Refused { error } = result else { continue };
-        error.errors.clear();
-        if error.detail.len() > SHORT_DETAIL {
-            error.detail.truncate(error.detail.floor_char_boundary(SHORT_DETAIL));
-            error.detail.push('…');
-        }
-    }
-}
-
 /// Hash of what was asked, the same for every spelling of it: object keys in order, no white space.
 fn content_hash(request: &EnqueueRequest, job_type: &str) -> [u8; 32] {
     let payload = canonical(&request.payload);
@@ -277,6 +257,17 @@ fn canonical(raw: &RawValue) -> String {
     serde_json::from_str::<serde_json::Value>(raw.get()).unwrap_or_default().to_string()
 }
 
+/// A refusal of a row as it is, as long as those before it have left room; then its code alone. So the answer fits into
+/// a message of the broker, and nobody is left without the ids of the good rows.
+fn in_short(problem: Problem, told: &mut usize) -> Problem {
+    *told += serde_json::to_vec(&problem).map_or(0, |text| text.len());
+    if *told <= MAX_REFUSALS {
+        return problem;
+    }
+    let detail = format!("{}; ask for it alone to be told more", problem.title);
+    Problem { detail, errors: Vec::new(), ..problem }
+}
+
 fn reply(id: JobId, outcome: Enqueued) -> Result<EnqueueReply, ApiError> {
     match outcome {
         Enqueued::Accepted => Ok(EnqueueReply { job_id: id, status: Status::Pending, duplicate: false }),
@@ -291,19 +282,6 @@ fn reply(id: JobId, outcome: Enqueued) -> Result<EnqueueReply, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_bulk_reply_full_of_refusals_stays_below_what_the_broker_takes() {
-        let fault = |i: usize| Fault { path: format!("/payload/{i}"), message: "ü".repeat(150) };
-        let error = ApiError::faults(Code::InvalidPayload, (0..20).map(fault).collect());
-        let refused = || EnqueueResult::Refused { error: Box::new(error.problem()) };
-        let mut reply = EnqueueManyReply { results: (0..MAX_BULK).map(|_| refused()).collect() };
-        fit(&mut reply);
-        assert!(serde_json::to_vec(&reply).unwrap().len() <= REPLY_BYTES);
-        let mut small = EnqueueManyReply { results: vec![refused()] };
-        fit(&mut small);
-        assert!(matches!(&small.results[0], EnqueueResult::Refused { error } if error.errors.len() == 20));
-    }
 
     #[test]
     fn equal_content_has_one_hash_whatever_its_spelling() {

@@ -21,6 +21,9 @@ pub struct ApiError {
     pub job: Option<Value>,
 }
 
+/// Most faults that are named in one answer.
+pub const MAX_FAULTS: usize = 20;
+
 /// One fault of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Fault {
@@ -138,14 +141,20 @@ impl ApiError {
         Self { code, detail: detail.into(), errors: Vec::new(), retry_after: None, job: None }
     }
 
-    /// Faults of a request; the detail counts them and tells the first.
-    pub fn faults(code: Code, errors: Vec<Fault>) -> Self {
+    /// Faults of a request; the detail counts them and tells the first. What repeats the request is shortened, so that
+    /// no refusal is large.
+    pub fn faults(code: Code, mut errors: Vec<Fault>) -> Self {
+        for fault in errors.iter_mut().take(MAX_FAULTS) {
+            shorten(&mut fault.path);
+            shorten(&mut fault.message);
+        }
         let detail = match errors.as_slice() {
             [] => code.title().to_owned(),
             [one] if one.path.is_empty() => one.message.clone(),
             [one] => format!("{}: {}", one.path, one.message),
             [first, rest @ ..] => format!("{}: {} (and {} more)", first.path, first.message, rest.len()),
         };
+        errors.truncate(MAX_FAULTS);
         Self { errors, ..Self::new(code, detail) }
     }
 
@@ -186,6 +195,22 @@ impl ApiError {
             retry_after_seconds: self.retry_after.map(|d| d.as_secs().max(1)),
             job: self.job.clone(),
         }
+    }
+}
+
+/// A text from outside, for a message about it: on one line, in quotes, with its beginning only.
+pub fn quoted(text: &str) -> String {
+    const MAX: usize = 80;
+    let mut chars = text.chars();
+    let start: String = chars.by_ref().take(MAX).collect();
+    format!("{start:?}{}", if chars.next().is_some() { "…" } else { "" })
+}
+
+fn shorten(text: &mut String) {
+    const MAX: usize = 300;
+    if text.len() > MAX {
+        text.truncate(text.floor_char_boundary(MAX));
+        text.push('…');
     }
 }
 

@@ -8,14 +8,11 @@ use serde::{
     de::{DeserializeOwned, Visitor},
 };
 
-use super::error::{ApiError, Code, Fault};
+use super::error::{ApiError, Code, Fault, MAX_FAULTS, quoted};
 use crate::{
-    handlers::typed::pointer,
+    handlers::typed::{pointer, without_place},
     job::{json, model::JobId},
 };
-
-/// Most faults that are named in one answer.
-const MAX_FAULTS: usize = 20;
 
 /// Checks the general rules and decodes. An empty body counts as `{}`.
 ///
@@ -27,11 +24,15 @@ pub fn parse<T: DeserializeOwned + JsonSchema>(body: &[u8]) -> Result<T, ApiErro
     decode(body)
 }
 
-/// Decodes what has passed the general rules, or is checked for them in parts later.
+/// Decodes an object that has passed the general rules, or is checked for them in parts later.
 ///
 /// # Errors
 /// As [`parse`].
 pub fn decode<T: DeserializeOwned + JsonSchema>(body: &[u8]) -> Result<T, ApiError> {
+    // The decoder would take an array for an object, by the order of its fields.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        json::check_object(body).map_err(broken_rule)?;
+    }
     match serde_json::from_slice(body) {
         Ok(request) => Ok(request),
         Err(e) if e.is_syntax() || e.is_eof() => Err(ApiError::new(Code::InvalidJson, e.to_string())),
@@ -58,15 +59,13 @@ fn explain<T: DeserializeOwned + JsonSchema>(body: &[u8]) -> ApiError {
     let value = serde_json::from_slice(body).unwrap_or_default();
     if let Ok(validator) = jsonschema::validator_for(schema.as_value()) {
         for error in validator.iter_errors(&value).take(MAX_FAULTS) {
-            let mut message = error.to_string();
-            message.truncate(message.floor_char_boundary(300));
-            faults.push(Fault { path: error.instance_path().to_string(), message });
+            faults.push(Fault { path: error.instance_path().to_string(), message: error.to_string() });
         }
     }
     if faults.is_empty() {
         let mut deserializer = serde_json::Deserializer::from_slice(body);
         if let Err(e) = serde_path_to_error::deserialize::<_, T>(&mut deserializer) {
-            faults.push(Fault { path: pointer(e.path()), message: e.into_inner().to_string() });
+            faults.push(Fault { path: pointer(e.path()), message: without_place(e.inner()) });
         }
     }
     ApiError::faults(Code::InvalidRequest, faults)
@@ -97,7 +96,8 @@ const NOT_AN_ID: &str = "a job id is a UUID of version 7 as enqueue answered it,
 
 fn strict_id(text: &str) -> Option<JobId> {
     let id = JobId::try_parse(text).ok()?;
-    (text.len() == 36 && id.get_version_num() == 7).then_some(id)
+    let as_given_out = id.hyphenated().encode_lower(&mut [0; 36]) == text;
+    (as_given_out && id.get_version_num() == 7).then_some(id)
 }
 
 /// A job id in a request; other spellings of UUIDs are refused.
@@ -141,7 +141,7 @@ impl<'de> Deserialize<'de> for Span {
 
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Span, E> {
                 humantime::parse_duration(text).map(Span).map_err(|_| {
-                    E::custom(format!("{text:.40?} is no span of time; write \"30s\", \"250ms\" or \"1h\""))
+                    E::custom(format!("{} is no span of time; write \"30s\", \"250ms\" or \"1h\"", quoted(text)))
                 })
             }
 

@@ -20,7 +20,7 @@ use crate::{
     config::Config,
     flow::{Batcher, Budget, batcher::Size},
     store::{
-        Error, Store,
+        ANSWER, Error, Store,
         enqueue::{Batch, Enqueued, NewJob},
     },
 };
@@ -91,7 +91,12 @@ impl Intake {
         let Some(_share) = self.budget.try_take(jobs.len(), bytes) else {
             return Err(ApiError::overloaded("more jobs wait to be written than limits.intake allows"));
         };
-        Ok(self.batcher.submit(jobs).await?)
+        // Batches ahead of this one may use up a limit of their own each, so the caller's is kept here. What has not begun
+        // by then never will; what has may still be written, which is why callers are told to use a key.
+        match tokio::time::timeout(ANSWER, self.batcher.submit(jobs)).await {
+            Ok(outcomes) => Ok(outcomes?),
+            Err(_) => Err(ApiError::unavailable("the database can't be reached or is too slow")),
+        }
     }
 }
 

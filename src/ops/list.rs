@@ -4,7 +4,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 
 use super::{
     Ops, Scope,
-    error::{ApiError, Code, Fault},
+    error::{ApiError, Code, Fault, quoted},
     wire::{Job, ListReply, ListRequest},
 };
 use crate::{
@@ -37,11 +37,14 @@ impl Ops {
         let mut states = Vec::new();
         for (path, name) in request.status.iter().flat_map(|names| names.at("/status")) {
             match wanted(name) {
+                // A condition for each of ten thousand repetitions would be nested deeper than the stack is.
+                Some(state) if states.contains(&state) => {}
                 Some(state) => states.push(state),
                 None => fault(
                     &path,
                     format!(
-                        "{name:.40?} is no status; there are pending, scheduled, retrying, processing, completed, failed, cancelled"
+                        "{} is no status; there are pending, scheduled, retrying, processing, completed, failed, cancelled",
+                        quoted(name)
                     ),
                 ),
             }
@@ -52,7 +55,7 @@ impl Ops {
                 "payload" => include.payload = true,
                 "result" => include.result = true,
                 "errors" => include.errors = true,
-                _ => fault(&path, format!("{name:.40?} can't be included; payload, result and errors can")),
+                _ => fault(&path, format!("{} can't be included; payload, result and errors can", quoted(name))),
             }
         }
         if request.r#type.as_ref().is_some_and(|name| JobType::new(name.as_str()).is_err()) {

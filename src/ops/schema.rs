@@ -4,7 +4,7 @@ use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::Value;
 
 use super::{
-    error::{ApiError, Code},
+    error::{ApiError, Code, quoted},
     wire::{self, SchemaReply, SchemaRequest},
 };
 
@@ -87,7 +87,7 @@ fn pair<Request: JsonSchema, Reply: JsonSchema>() -> (Value, Value) {
 pub fn of_verb(request: SchemaRequest) -> Result<SchemaReply, ApiError> {
     let Some(verb) = VERBS.into_iter().find(|verb| verb.name() == request.verb) else {
         let known: Vec<&str> = VERBS.into_iter().map(Verb::name).collect();
-        let message = format!("{:.40?} is no verb; there are {}", request.verb, known.join(", "));
+        let message = format!("{} is no verb; there are {}", quoted(&request.verb), known.join(", "));
         return Err(ApiError::fault(Code::InvalidRequest, "/verb", message));
     };
     let (request, reply) = verb.schemas();

@@ -139,8 +139,10 @@ pub struct ListRequest {
     /// A status or a list of them; `scheduled` and `retrying` are kinds of pending.
     #[serde(default)]
     pub status: Option<OneOrMany>,
+    /// Only jobs of this type.
     #[serde(default)]
     pub r#type: Option<String>,
+    /// Only jobs with this tag.
     #[serde(default)]
     pub tag: Option<String>,
     /// 1 to 1000; 50 unless given. A page that would pass 768 KiB ends early.

@@ -100,12 +100,13 @@ fn take(shared: &Arc<Shared>, endpoint: &Arc<Endpoint>, request: Message) {
         },
     };
     let (shared_too, endpoint) = (shared.clone(), endpoint.clone());
-    shared.tasks.spawn(async move {
+    // Boxed, since tokio copies a task's future at every change of its state, and this one has some kilobytes.
+    shared.tasks.spawn(Box::pin(async move {
         let answer = answer(&shared_too, &endpoint, &request).await;
         endpoint.counts.note(began.elapsed(), answer.as_ref().err());
         reply::send(&shared_too.broker, request.reply, answer).await;
         drop(share);
-    });
+    }));
 }
 
 async fn answer(shared: &Shared, endpoint: &Endpoint, request: &Message) -> Result<Vec<u8>, ApiError> {

@@ -28,7 +28,13 @@ pub(super) async fn send(broker: &Broker, to: Option<Subject>, answer: Result<Ve
         match answer {
             Ok(body) => broker.rpc.publish(to, Bytes::from(body)).await,
             Err(error) => {
-                let body = serde_json::to_vec(&error.problem()).unwrap_or_default();
+                let mut problem = error.problem();
+                let mut body = serde_json::to_vec(&problem).unwrap_or_default();
+                // The job that a wait was for: it can be asked for by itself.
+                if body.len() > limit {
+                    problem.job = None;
+                    body = serde_json::to_vec(&problem).unwrap_or_default();
+                }
                 broker.rpc.publish_with_headers(to, headers(&error), Bytes::from(body)).await
             }
         }

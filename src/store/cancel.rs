@@ -45,7 +45,7 @@ impl Store {
         for _ in 0..3 {
             for (sql, met) in [(END_WAITING, Cancel::Ended), (ASK_RUNNING, Cancel::Asked)] {
                 let query = sqlx::query_as(sql).bind(id).bind(reason).bind(job_type);
-                if !self.hot_all::<(Uuid,)>("cancel", query).await?.is_empty() {
+                if !self.hot_answer::<(Uuid,)>("cancel", query).await?.is_empty() {
                     return Ok(met);
                 }
             }

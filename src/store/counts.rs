@@ -41,7 +41,7 @@ impl Store {
     /// # Errors
     /// As for every statement.
     pub async fn counts(&self) -> Result<Vec<(String, Status, i64)>, Error> {
-        let rows: Vec<(String, String, i64)> = self.read_all("read counts", sqlx::query_as(COUNTS)).await?;
+        let rows: Vec<(String, String, i64)> = self.read_answer("read counts", sqlx::query_as(COUNTS)).await?;
         Ok(rows.into_iter().filter_map(|(name, status, n)| Some((name, status.parse().ok()?, n))).collect())
     }
 
@@ -51,7 +51,7 @@ impl Store {
     /// As for every statement.
     pub async fn oldest_pending_seconds(&self, job_type: Option<&str>) -> Result<Option<f64>, Error> {
         let query = sqlx::query_as(OLDEST).bind(job_type);
-        let rows: Vec<(f64,)> = self.read_all("age of the oldest waiting job", query).await?;
+        let rows: Vec<(f64,)> = self.read_answer("age of the oldest waiting job", query).await?;
         Ok(rows.first().map(|row| row.0.max(0.0)))
     }
 }

@@ -21,10 +21,10 @@ pub mod workers;
 use std::{
     str::FromStr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use sea_orm::{DatabaseConnection, SqlxPostgresConnector};
@@ -41,6 +41,10 @@ use crate::config;
 const ACQUIRE: Duration = Duration::from_millis(1500);
 /// Longest run of one statement, as the client measures it. The server's `statement_timeout` is the same.
 const STATEMENT: Duration = Duration::from_secs(5);
+/// Longest wait for what a caller asks, connection and all: he is promised an answer within 2 s.
+pub(crate) const ANSWER: Duration = Duration::from_millis(1700);
+/// Longest wait for a sign of life of a connection that may be dead.
+const SIGN_OF_LIFE: Duration = Duration::from_millis(500);
 
 /// Handles to the database. Cheap to clone.
 #[derive(Clone)]
@@ -50,6 +54,7 @@ pub struct Store {
     /// Reads and admin, so that a flood of them can't hold up the hot path.
     reads: PgPool,
     options: PgConnectOptions,
+    doubt: Doubt,
     /// Whether the schema is known to be there. Before that nothing is asked of it, so that a service that starts before
     /// its database says `unavailable` and not that a table is missing.
     migrated: Arc<AtomicBool>,
@@ -146,18 +151,28 @@ impl Store {
         // On a table without statistics the planner would scan it for batched updates until the first autoanalyze,
         // at a third of the speed or worse.
         let hot = options.clone().options([("enable_seqscan", "off"), ("plan_cache_mode", "force_generic_plan")]);
-        let reads = (config.max_connections / 3).max(2);
+        let for_reads = (config.max_connections / 3).max(2);
+        let doubt = Doubt::default();
         let pool = |size: u32| {
+            let doubt = doubt.clone();
             PgPoolOptions::new()
                 .max_connections(size)
                 .min_connections(1)
                 .acquire_timeout(ACQUIRE)
                 .test_before_acquire(false)
+                .before_acquire(move |connection, meta| {
+                    let doubtful = doubt.concerns(meta.age);
+                    Box::pin(async move { if doubtful { sign_of_life(connection).await } else { Ok(true) } })
+                })
         };
+        // sqlx asks a connection that comes back for a sign of life, and waits for it without end: a read that was cut
+        // off on a silent connection would take its place in the pool away for good.
+        let reads = pool(for_reads).after_release(|connection, _| Box::pin(sign_of_life(connection)));
         Ok(Self {
-            hot: pool(config.max_connections - reads).connect_lazy_with(hot),
-            reads: pool(reads).test_before_acquire(true).connect_lazy_with(options.clone()),
+            hot: pool(config.max_connections - for_reads).connect_lazy_with(hot),
+            reads: reads.connect_lazy_with(options.clone()),
             options,
+            doubt,
             migrated: Arc::default(),
         })
     }
@@ -194,7 +209,7 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`] after two seconds at the latest.
     pub async fn ping(&self) -> Result<(), Error> {
-        bounded::<(i32,)>(&self.reads, "ping", sqlx::query_as("SELECT 1")).await.map(|_| ())
+        self.bounded::<(i32,)>(&self.reads, ANSWER, "ping", sqlx::query_as("SELECT 1")).await.map(|_| ())
     }
 
     /// The pool of reads, for handlers that have tables of their own.
@@ -222,7 +237,16 @@ impl Store {
         T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
     {
         self.check_migrated()?;
-        bounded(&self.hot, context, query).await
+        self.bounded(&self.hot, ACQUIRE + STATEMENT, context, query).await
+    }
+
+    /// As [`Store::hot_all`], for a caller who waits for the answer.
+    async fn hot_answer<T>(&self, context: &'static str, query: Fetch<'_, T>) -> Result<Vec<T>, Error>
+    where
+        T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
+    {
+        self.check_migrated()?;
+        self.bounded(&self.hot, ANSWER, context, query).await
     }
 
     /// Runs one statement on the connections for reads and admin.
@@ -231,7 +255,16 @@ impl Store {
         T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
     {
         self.check_migrated()?;
-        bounded(&self.reads, context, query).await
+        self.bounded(&self.reads, ACQUIRE + STATEMENT, context, query).await
+    }
+
+    /// As [`Store::read_all`], for a caller who waits for the answer.
+    async fn read_answer<T>(&self, context: &'static str, query: Fetch<'_, T>) -> Result<Vec<T>, Error>
+    where
+        T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
+    {
+        self.check_migrated()?;
+        self.bounded(&self.reads, ANSWER, context, query).await
     }
 
     fn check_migrated(&self) -> Result<(), Error> {
@@ -240,31 +273,87 @@ impl Store {
         }
         Err(Error::Unavailable { context: "the schema is not there yet", source: None })
     }
-}
 
-type Fetch<'q, T> = QueryAs<'q, Postgres, T, PgArguments>;
-
-async fn bounded<T>(pool: &PgPool, context: &'static str, query: Fetch<'_, T>) -> Result<Vec<T>, Error>
-where
-    T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
-{
-    let mut connection = pool.acquire().await.map_err(|e| Error::of(context, e))?;
-    match tokio::time::timeout(STATEMENT, query.fetch_all(&mut *connection)).await {
-        Ok(Ok(rows)) => Ok(rows),
-        Ok(Err(e)) => {
-            // Without an answer from the server nobody knows what state the connection is in.
-            if e.as_database_error().is_none() {
-                discard(connection);
+    /// One statement, with a connection, in `limit`.
+    async fn bounded<T>(
+        &self,
+        pool: &PgPool,
+        limit: Duration,
+        context: &'static str,
+        query: Fetch<'_, T>,
+    ) -> Result<Vec<T>, Error>
+    where
+        T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
+    {
+        let until = tokio::time::Instant::now() + limit;
+        let failed = |e| Error::of(context, e);
+        let too_late = |_| Error::Unavailable { context, source: None };
+        let connection = tokio::time::timeout_at(until, pool.acquire()).await.map_err(too_late)?.map_err(failed)?;
+        let mut connection = Unanswered(Some(connection));
+        let run = query.fetch_all(connection.get()?);
+        match tokio::time::timeout_at(until, tokio::time::timeout(STATEMENT, run)).await {
+            Ok(Ok(Ok(rows))) => {
+                connection.give_back();
+                Ok(rows)
             }
-            Err(Error::of(context, e))
-        }
-        Err(_) => {
-            discard(connection);
-            Err(Error::Unavailable { context, source: None })
+            Ok(Ok(Err(e))) => {
+                // Without an answer from the server nobody knows what state the connection is in.
+                if e.as_database_error().is_some() {
+                    connection.give_back();
+                } else {
+                    self.doubt.raise();
+                }
+                Err(Error::of(context, e))
+            }
+            Ok(Err(_)) | Err(_) => {
+                self.doubt.raise();
+                Err(Error::Unavailable { context, source: None })
+            }
         }
     }
 }
 
-fn discard(connection: PoolConnection<Postgres>) {
-    drop(connection.detach());
+type Fetch<'q, T> = QueryAs<'q, Postgres, T, PgArguments>;
+
+/// A connection that owes an answer. It is dropped, not given back, unless the answer has come.
+struct Unanswered(Option<PoolConnection<Postgres>>);
+
+impl Unanswered {
+    fn get(&mut self) -> Result<&mut sqlx::PgConnection, Error> {
+        self.0.as_deref_mut().ok_or(Error::Unavailable { context: "a connection was given back already", source: None })
+    }
+
+    fn give_back(mut self) {
+        drop(self.0.take());
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take() {
+            drop(connection.detach());
+        }
+    }
+}
+
+/// When a connection last failed to answer. Those that are older may be dead as well, after a failover for instance, and
+/// each would cost another statement's whole limit.
+#[derive(Clone, Default)]
+struct Doubt(Arc<Mutex<Option<Instant>>>);
+
+impl Doubt {
+    fn raise(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Whether a connection of this age was there when another one failed.
+    fn concerns(&self, age: Duration) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() < age)
+    }
+}
+
+/// Whether a connection can be used. An error makes the pool drop it without a word, which it could not hear anyhow.
+async fn sign_of_life(connection: &mut sqlx::PgConnection) -> Result<bool, sqlx::Error> {
+    use sqlx::Connection;
+    tokio::time::timeout(SIGN_OF_LIFE, connection.ping()).await.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map(|()| true)
 }

@@ -1,7 +1,5 @@
 //! Reading jobs. Nothing here writes.
 
-use std::time::Duration;
-
 use futures_util::TryStreamExt;
 use sea_orm::{
     ColumnTrait, Condition, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect,
@@ -10,13 +8,10 @@ use sea_orm::{
 use uuid::Uuid;
 
 use super::{
-    Error, Store,
+    ANSWER, Error, Store,
     entity::job::{Column, Entity, Model},
 };
 use crate::job::{Status, model::JobId};
-
-/// Longest read. Callers are promised an answer within two seconds.
-const READ: Duration = Duration::from_millis(1900);
 
 /// Which jobs a list shows.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -114,7 +109,7 @@ impl Store {
 }
 
 async fn within<T>(context: &'static str, read: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    tokio::time::timeout(READ, read).await.unwrap_or(Err(Error::Unavailable { context, source: None }))
+    tokio::time::timeout(ANSWER, read).await.unwrap_or(Err(Error::Unavailable { context, source: None }))
 }
 
 fn columns(include: Include) -> sea_orm::Select<Entity> {

@@ -39,7 +39,7 @@ impl Store {
         let outbox_id = Uuid::now_v7();
         let query =
             sqlx::query_as(RETRY).bind(id).bind(outbox_id).bind(publish_grace.as_millis() as i64).bind(job_type);
-        let rows: Vec<(String,)> = self.hot_all("retry by hand", query).await?;
+        let rows: Vec<(String,)> = self.hot_answer("retry by hand", query).await?;
         Ok(rows.into_iter().next().map(|(target,)| (outbox_id, target)))
     }
 }

@@ -12,7 +12,7 @@ impl Store {
                    ON CONFLICT (type) DO UPDATE SET updated_at = now(),
                        paused_at = CASE WHEN $2 THEN coalesce(t.paused_at, now()) END
                    RETURNING type";
-        self.read_all::<(String,)>("pause or resume a type", sqlx::query_as(set).bind(job_type).bind(paused))
+        self.read_answer::<(String,)>("pause or resume a type", sqlx::query_as(set).bind(job_type).bind(paused))
             .await
             .map(|_| ())
     }
@@ -23,7 +23,7 @@ impl Store {
     /// As for every statement.
     pub async fn paused_types(&self) -> Result<Vec<String>, Error> {
         let list = "SELECT type FROM job_types WHERE paused_at IS NOT NULL";
-        let rows: Vec<(String,)> = self.read_all("list paused types", sqlx::query_as(list)).await?;
+        let rows: Vec<(String,)> = self.read_answer("list paused types", sqlx::query_as(list)).await?;
         Ok(rows.into_iter().map(|(name,)| name).collect())
     }
 }

@@ -43,7 +43,7 @@ impl Store {
     /// As for every statement.
     pub async fn live_workers(&self) -> Result<i64, Error> {
         let count = "SELECT count(*) FROM workers WHERE expires_at > clock_timestamp()";
-        let rows: Vec<(i64,)> = self.read_all("count workers", sqlx::query_as(count)).await?;
+        let rows: Vec<(i64,)> = self.read_answer("count workers", sqlx::query_as(count)).await?;
         Ok(rows.first().map_or(0, |row| row.0))
     }
 }

@@ -1,38 +1,59 @@
 //! Claiming in batches: all messages of all types that wait go into one statement.
+//!
+//! A claim whose answer got lost may have been carried out all the same. Nobody would run that job then, and nobody
+//! take it over, since its holder is alive; so it is handed back.
 
-use std::time::Duration;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
-use tokio_util::task::TaskTracker;
+use tokio::sync::{Notify, RwLock};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::Deps;
+use super::{Deps, Shared, running::Run};
 use crate::{
     flow::{Batcher, batcher::Size},
     job::model::JobId,
-    store::{Error, claim::Claim},
+    ops::error::chain,
+    store::{Error, Store, claim::Claim},
 };
 
-/// (id, type) as a message says → what became of it; `None`: the database can't be used right now.
-pub(crate) type Claims = Batcher<(JobId, String), Option<Claim>>;
+/// A message in hand → what became of its claim; `None`: the database can't be used right now.
+pub(crate) type Claims = Batcher<Arc<Run>, Option<Claim>>;
 
 /// Pause after a claim that the database did not answer, so that an outage is no hot loop.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How long the database may go on with a statement whose client has gone: its `statement_timeout`, and some more.
+const ECHO: Duration = Duration::from_secs(7);
 
-pub(crate) fn start(deps: &Deps, worker_id: &str, tasks: &TaskTracker) -> Claims {
+/// Jobs whose claim had no answer, and since when.
+#[derive(Default)]
+pub(crate) struct Unheard {
+    ids: Mutex<HashMap<JobId, Instant>>,
+    noted: Notify,
+    /// Shared by claims that are under way: what they win is known only once they have been answered.
+    under_way: RwLock<()>,
+}
+
+pub(crate) fn start(deps: &Deps, worker_id: &str, unheard: &Arc<Unheard>, tasks: &TaskTracker) -> Claims {
     let size = Size { weight: deps.config.worker.batch, lanes: 2, waiting: 4096 };
-    let (store, worker_id) = (deps.store.clone(), worker_id.to_owned());
+    let (store, worker_id, unheard) = (deps.store.clone(), worker_id.to_owned(), unheard.clone());
     Batcher::start(
         size,
         |_| 1,
         tasks,
-        move |wanted: Vec<(JobId, String)>| {
-            let (store, worker_id) = (store.clone(), worker_id.clone());
+        move |runs: Vec<Arc<Run>>| {
+            let (store, worker_id, unheard) = (store.clone(), worker_id.clone(), unheard.clone());
             async move {
-                match store.claim(&wanted, &worker_id).await {
+                let claimed = unheard.claim(&store, &worker_id, &runs).await;
+                match claimed {
                     Ok(claims) => claims.into_iter().map(Some).collect(),
                     Err(e) => {
-                        log(&e);
+                        tracing::warn!("could not claim: {}", chain(&e));
                         tokio::time::sleep(PAUSE).await;
-                        wanted.iter().map(|_| None).collect()
+                        runs.iter().map(|_| None).collect()
                     }
                 }
             }
@@ -40,10 +61,68 @@ pub(crate) fn start(deps: &Deps, worker_id: &str, tasks: &TaskTracker) -> Claims
     )
 }
 
-fn log(e: &Error) {
-    use std::error::Error;
-    match e.source() {
-        Some(source) => tracing::warn!("could not claim: {e}: {source}"),
-        None => tracing::warn!("could not claim: {e}"),
+impl Unheard {
+    async fn claim(&self, store: &Store, worker_id: &str, runs: &[Arc<Run>]) -> Result<Vec<Claim>, Error> {
+        let _under_way = self.under_way.read().await;
+        let wanted: Vec<_> = runs.iter().map(|run| (run.id, run.job_type.clone())).collect();
+        let claims = store.claim(&wanted, worker_id).await.inspect_err(|_| self.note(&wanted))?;
+        for (run, claim) in runs.iter().zip(&claims) {
+            if let Claim::Won(job) = claim {
+                run.note_claim(job.run, job.attempt as u16);
+            }
+        }
+        Ok(claims)
+    }
+
+    fn note(&self, wanted: &[(JobId, String)]) {
+        let now = Instant::now();
+        self.lock().extend(wanted.iter().map(|(id, _)| (*id, now)));
+        self.noted.notify_one();
+    }
+
+    /// Hands back what this worker holds by the database's account and not by its own.
+    async fn hand_back(&self, shared: &Shared) -> Result<(), Error> {
+        let began = Instant::now();
+        let ids: Vec<JobId> = self.lock().keys().copied().collect();
+        let store = &shared.deps.store;
+        let _alone = self.under_way.write().await;
+        let mut held = store.held_by(&shared.id, &ids).await?;
+        held.retain(|(id, run)| !shared.running.holds(*id, *run));
+        if !held.is_empty() {
+            tracing::warn!("handing back {} jobs whose claim had no answer", held.len());
+            store.hand_back(&held).await?;
+        }
+        self.lock().retain(|_, noted| *noted + ECHO > began);
+        Ok(())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<JobId, Instant>> {
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Looks after claims that had no answer, until the last run has ended.
+pub(crate) async fn hand_back_unheard(shared: Arc<Shared>, stop: CancellationToken) {
+    let unheard = &shared.unheard;
+    let ended = async {
+        stop.cancelled().await;
+        shared.running.wait_empty().await;
+    };
+    tokio::pin!(ended);
+    loop {
+        // Once more at the end: what stays behind would be held to be lost, and spend an attempt.
+        let over = tokio::select! {
+            _ = unheard.noted.notified() => false,
+            _ = tokio::time::sleep(PAUSE), if !unheard.lock().is_empty() => false,
+            _ = &mut ended => true,
+        };
+        if !unheard.lock().is_empty()
+            && let Err(e) = unheard.hand_back(&shared).await
+        {
+            tracing::debug!("could not hand back jobs whose claim had no answer: {}", chain(&e));
+        }
+        if over {
+            return;
+        }
     }
 }

@@ -50,6 +50,7 @@ pub(crate) struct Shared {
     pub id: String,
     pub deps: Deps,
     pub claims: claims::Claims,
+    pub unheard: Arc<claims::Unheard>,
     pub outcomes: outcomes::Outcomes,
     pub running: Running,
     pub watermarks: Watermarks,
@@ -92,8 +93,10 @@ impl Worker {
         let heartbeat = Heartbeat::start(&deps, id.clone(), watermarks.clone())?;
         // Without a lease every claim would look like the run of a dead worker.
         heartbeat.first_beat().await;
+        let unheard = Arc::default();
         let shared = Arc::new(Shared {
-            claims: claims::start(&deps, &id, &batch_tasks),
+            claims: claims::start(&deps, &id, &unheard, &batch_tasks),
+            unheard,
             outcomes: outcomes::start(&deps, &batch_tasks),
             running: Running::default(),
             watermarks,
@@ -107,6 +110,7 @@ impl Worker {
         pullers.spawn(running::obey_cancels(shared.clone(), stop_pulling.clone()));
         pullers.spawn(puller::watch_pauses(shared.clone(), stop_pulling.clone()));
         pullers.spawn(running::speak_for_runs(shared.clone(), stop_pulling.clone()));
+        pullers.spawn(claims::hand_back_unheard(shared.clone(), stop_pulling.clone()));
         for lineup in lineups {
             let puller = puller::Puller::open(shared.clone(), lineup, stop_pulling.clone()).await?;
             pullers.spawn(puller.work());

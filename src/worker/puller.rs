@@ -95,11 +95,12 @@ impl Puller {
             };
             let Some(delivery) = self.pick() else { return };
             let (shared, lineup) = (self.shared.clone(), self.lineup.clone());
-            // Not on the tracker of the batchers: that is waited for after the last run has ended.
-            tokio::spawn(async move {
+            // Not on the tracker of the batchers: that is waited for after the last run has ended. Boxed, since tokio
+            // copies a task's future at every change of its state, and this one has some kilobytes.
+            tokio::spawn(Box::pin(async move {
                 run::carry_out(shared, lineup, delivery).await;
                 drop(slot);
-            });
+            }));
         }
         self.full_since = None;
     }

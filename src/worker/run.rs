@@ -54,7 +54,7 @@ async fn carry_out_tracked(shared: &Arc<Shared>, lineup: &Lineup, run: &Arc<Run>
         run.let_go();
         return run.ack.nak(broker, Duration::ZERO).await;
     }
-    let claim = shared.claims.submit((run.id, run.job_type.clone())).await;
+    let claim = shared.claims.submit(run.clone()).await;
     let job = match claim {
         Ok(Some(Claim::Won(job))) => job,
         Ok(Some(Claim::Refused(refused))) => return refuse(shared, run, refused).await,
@@ -65,7 +65,6 @@ async fn carry_out_tracked(shared: &Arc<Shared>, lineup: &Lineup, run: &Arc<Run>
     };
     shared.watermarks.raise(&job);
     let attempt = job.attempt as u16;
-    *run.claimed.lock().unwrap_or_else(PoisonError::into_inner) = (job.run, attempt);
     broker.emit(&[Event::new(job.id, &job.r#type, EventState::Started, attempt, Some(&shared.id))]).await;
 
     let outcome = run_handler(shared, lineup, run, &job).await;
@@ -137,7 +136,7 @@ async fn run_handler(shared: &Shared, lineup: &Lineup, run: &Run, job: &Claimed)
     };
     let (handler, payload, deadline) = (lineup.handler.clone(), job.payload.0.clone(), ctx.deadline);
     // A task of its own: a handler that panics or blocks its thread must not take the bookkeeping along.
-    let mut task = AbortOnDrop(tokio::spawn(async move { handler.run(&ctx, &payload).await }));
+    let mut task = AbortOnDrop(tokio::spawn(Box::pin(async move { handler.run(&ctx, &payload).await })));
     tokio::select! {
         biased;
         // Also when the handler obeyed so promptly that its end is seen first.

@@ -44,7 +44,7 @@ pub(crate) struct Run {
     pub token: CancellationToken,
     cause: AtomicU8,
     /// Of the claim; 0 before it.
-    pub claimed: Mutex<(i64, u16)>,
+    claimed: Mutex<(i64, u16)>,
     pub notes: Mutex<Arc<Notes>>,
     /// Off before the message is answered: progress after a nak would cancel its delay.
     keep_alive: Mutex<bool>,
@@ -94,6 +94,11 @@ impl Run {
         }
     }
 
+    /// To be called before anybody hears of the claim.
+    pub fn note_claim(&self, run: i64, attempt: u16) {
+        *self.claimed.lock().unwrap_or_else(PoisonError::into_inner) = (run, attempt);
+    }
+
     fn claimed(&self) -> (i64, u16) {
         *self.claimed.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -121,6 +126,11 @@ impl Running {
         if runs.1.is_empty() {
             self.changed.notify_waiters();
         }
+    }
+
+    /// Whether this is a run of ours whose outcome has not been written yet.
+    pub fn holds(&self, id: Uuid, number: i64) -> bool {
+        self.lock().1.values().any(|run| run.id == id && run.claimed().0 == number)
     }
 
     pub fn interrupt_all(&self) {
