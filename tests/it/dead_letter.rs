@@ -133,7 +133,7 @@ async fn fail(store: &Store, payload: Value, errors: &[&str]) -> uuid::Uuid {
     };
     store.enqueue(&[job], Duration::from_secs(60)).await.unwrap();
     for (i, error) in errors.iter().enumerate() {
-        let claims = store.claim(&[(id, "probe".into())], "nobody").await.unwrap();
+        let claims = store.claim(&[(id, "probe".into())], "nobody").await.unwrap().claims;
         let [Claim::Won(job)] = &claims[..] else { panic!("{claims:?}") };
         let verdict = if i + 1 < errors.len() {
             Verdict::Retry { failure: Failure::retry(*error), delay: Duration::ZERO }

@@ -1,9 +1,18 @@
 //! Events tell what happened to a job in the order in which it happened, and never what is in it.
 
 use futures_util::StreamExt;
-use serde_json::{Value, json};
+use queue_service::{
+    job::{JobType, Priority},
+    store::{
+        Store,
+        claim::Claim,
+        enqueue::{Due, NewJob},
+        workers::heartbeat,
+    },
+};
+use serde_json::{Value, json, value::RawValue};
 
-use crate::harness::{Running, start, time, until};
+use crate::harness::{Listener, PATIENCE, Place, Running, start, time, until};
 
 const CANARY: &str = "canary-8c1f";
 
@@ -98,4 +107,49 @@ async fn no_event_holds_anything_of_payload_result_tags_or_key() {
         assert!(!event.to_string().contains(CANARY) && !subject.contains(CANARY), "{event}");
     }
     service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_loss_of_a_worker_is_told_by_those_who_find_it() {
+    let place = Place::new().await;
+    let store = place.store().await;
+    let nats = async_nats::connect(&place.config.nats.url).await.unwrap();
+    let subject = format!("{}.events.probe.*.*", place.config.nats.prefix);
+    let mut events = Listener::new(&nats, subject).await;
+    let last = lost(&place, &store, 1).await;
+    let service = place.start().await;
+    let (subject, event) = events.next().await;
+    assert_eq!(subject, service.subject(&format!("events.probe.failed.{last}")));
+    assert_eq!((&event["attempt"], &event["workerId"]), (&json!(1), &json!("the-late-one")));
+    assert_eq!(event["error"], "the worker the-late-one vanished during attempt 1");
+    assert_eq!(service.finished(&last.to_string()).await["error"], event["error"]);
+    let again = lost(&place, &store, 2).await;
+    let told = events.until_state("completed").await;
+    assert_eq!(states(&told), ["retrying", "started", "completed"]);
+    assert!(told.iter().all(|event| event["jobId"] == json!(again)));
+    store.close().await;
+    service.stop().await;
+}
+
+/// A job whose worker died with it.
+async fn lost(place: &Place, store: &Store, max_attempts: u16) -> uuid::Uuid {
+    let job = NewJob {
+        id: uuid::Uuid::now_v7(),
+        job_type: JobType::new("probe").unwrap(),
+        payload: RawValue::from_string("{}".into()).unwrap(),
+        priority: Priority::default(),
+        max_attempts,
+        timeout: None,
+        due: Due::Now,
+        tags: Vec::new(),
+        key: None,
+    };
+    let batch = store.enqueue(std::slice::from_ref(&job), PATIENCE).await.unwrap();
+    let mut connection = place.database().await.acquire().await.unwrap();
+    heartbeat(&mut connection, "the-late-one", PATIENCE, &Default::default()).await.unwrap();
+    let round = store.claim(&[(job.id, "probe".into())], "the-late-one").await.unwrap();
+    assert!(matches!(round.claims[..], [Claim::Won(_)]));
+    store.clear_outbox(vec![batch.outbox_id]).await.unwrap();
+    heartbeat(&mut connection, "the-late-one", std::time::Duration::ZERO, &Default::default()).await.unwrap();
+    job.id
 }

@@ -212,9 +212,7 @@ impl Running {
 
     /// Everything that is published below the prefix on `rest` from now on.
     pub async fn listen(&self, rest: &str) -> Listener {
-        let messages = self.nats.subscribe(self.subject(rest)).await.unwrap();
-        self.nats.flush().await.unwrap();
-        Listener(messages)
+        Listener::new(&self.nats, self.subject(rest)).await
     }
 
     /// A stream of this test's, by its plain name.
@@ -232,6 +230,12 @@ impl Running {
 pub struct Listener(async_nats::Subscriber);
 
 impl Listener {
+    pub async fn new(nats: &async_nats::Client, subject: String) -> Self {
+        let messages = nats.subscribe(subject).await.unwrap();
+        nats.flush().await.unwrap();
+        Self(messages)
+    }
+
     pub async fn next(&mut self) -> (String, Value) {
         let message = tokio::time::timeout(PATIENCE, self.0.next()).await.expect("no message in time").unwrap();
         (message.subject.to_string(), serde_json::from_slice(&message.payload).expect("the message is no JSON"))

@@ -24,6 +24,7 @@ mod micro;
 mod model;
 mod outage;
 mod pause;
+mod plans;
 mod probe;
 mod progress;
 mod proxy;

@@ -121,11 +121,13 @@ async fn make(real: &Real, model: &mut Model, next: Move) {
         Move::Claim { worker } => {
             real.beat(worker, HOUR).await;
             model.alive[worker] = true;
-            let answer = real.store.claim(&[(id, "probe".into())], &real.workers[worker]).await.unwrap().remove(0);
-            if model.held_by_dead() {
+            let mut round = real.store.claim(&[(id, "probe".into())], &real.workers[worker]).await.unwrap();
+            assert_eq!(round.freed.len(), usize::from(model.held_by_dead()));
+            if let Some(freed) = round.freed.pop() {
                 model.take_over();
+                assert_eq!((freed.attempt, freed.status), (model.state.attempt, model.state.status));
             }
-            match (model.step(Event::Claim { due: model.due }), answer) {
+            match (model.step(Event::Claim { due: model.due }), round.claims.remove(0)) {
                 (Ok(()), Claim::Won(job)) => {
                     assert_eq!((job.run, job.attempt), (model.state.run, model.state.attempt as i16));
                     model.holder = Some(worker);
@@ -142,9 +144,10 @@ async fn make(real: &Real, model: &mut Model, next: Move) {
         }
         Move::Sweep => {
             let freed = real.store.release_lost(&[id], WakeUp::Outbox).await.unwrap();
-            assert_eq!(freed == 1, model.held_by_dead());
-            if freed == 1 {
+            assert_eq!(freed.len(), usize::from(model.held_by_dead()));
+            for freed in freed {
                 model.take_over();
+                assert_eq!((freed.attempt, freed.status), (model.state.attempt, model.state.status));
             }
         }
         Move::Succeed { late } => {
