@@ -16,8 +16,10 @@ use std::{
 
 use rustix::process::{Pid, Signal};
 
-/// A child that ends sooner than this was not started well, and is not started again.
+/// A child that ends sooner than this was not started well, and is not started again unless it ran well before.
 const STARTED_WELL: Duration = Duration::from_secs(2);
+/// Failed starts in a row after which a child is given up that ran well before.
+const TRIES: u32 = 50;
 /// Longest wait until the number of a dead process is free again.
 const BURIAL: Duration = Duration::from_secs(3);
 /// Pause before a child is started again.
@@ -112,6 +114,9 @@ impl Drop for Kept {
 
 impl Shared {
     fn keep(&self, told: &mpsc::Sender<io::Result<()>>) {
+        // What ran well once is worth more than one try: a Postgres that was killed can't start before its last process
+        // has gone.
+        let mut tries_left = 0;
         loop {
             let began = Instant::now();
             let mut child = match self.program.spawn() {
@@ -142,7 +147,11 @@ impl Shared {
             }
             let how = ended.map_or_else(|e| e.to_string(), |status| status.to_string());
             let log = self.program.log.display();
-            if began.elapsed() < STARTED_WELL {
+            if began.elapsed() >= STARTED_WELL {
+                tries_left = TRIES;
+            } else if tries_left > 0 {
+                tries_left -= 1;
+            } else {
                 tracing::error!("{} ended at once ({how}); its log is {log}", self.program.name);
                 return;
             }

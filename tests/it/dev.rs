@@ -164,3 +164,27 @@ async fn a_dev_that_is_killed_hard_takes_its_children_along_and_the_next_one_kee
     assert_eq!(job["status"], "completed", "{job}");
     dev.program.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_that_ran_well_may_fail_to_start_some_times_before_it_runs_again() {
+    use queue_service::dev::process::{Kept, Program, find};
+    let folder = tempfile::tempdir().unwrap();
+    let starts = folder.path().join("starts");
+    // The first run lasts, the next three end at once, as a Postgres does whose predecessor's last process still goes.
+    let script = format!(
+        "echo >> {0}; n=$(wc -l < {0}); [ $n = 1 ] && exec sleep 2.2; [ $n -lt 5 ] && exit 1; exec sleep 60",
+        starts.display()
+    );
+    let kept = Kept::start(Program {
+        name: "a script",
+        path: find("sh").unwrap(),
+        arguments: vec!["-c".into(), script],
+        log: folder.path().join("log"),
+        user: None,
+        stop_signal: Signal::KILL,
+    })
+    .unwrap();
+    until(|| async { (std::fs::read_to_string(&starts).unwrap_or_default().lines().count() == 5).then_some(()) }).await;
+    assert!(!kept.has_ended());
+    tokio::task::spawn_blocking(move || drop(kept)).await.unwrap();
+}

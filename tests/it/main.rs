@@ -13,6 +13,7 @@ mod dev;
 mod drain;
 mod enqueue;
 mod events;
+mod foreign;
 mod harness;
 mod health;
 mod http;
