@@ -174,8 +174,9 @@ impl Running {
 
     /// Asks by RPC; any bytes will do as a request.
     pub async fn ask(&self, verb: &str, body: impl Into<Vec<u8>>) -> Answer {
-        let request = self.nats.request(self.subject(verb), body.into().into());
-        let message = tokio::time::timeout(PATIENCE, request).await.expect("no answer in time").unwrap();
+        // The client's own limit of ten seconds is shorter than a wait.
+        let request = async_nats::Request::new().payload(body.into().into()).timeout(Some(PATIENCE * 2));
+        let message = self.nats.send_request(self.subject(verb), request).await.expect("no answer in time");
         let body = serde_json::from_slice(&message.payload).expect("the answer is no JSON");
         Answer { headers: message.headers, body }
     }

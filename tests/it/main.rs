@@ -10,6 +10,7 @@ mod crash;
 mod dead_letter;
 mod delay;
 mod dev;
+mod docs;
 mod drain;
 mod enqueue;
 mod events;
