@@ -19,6 +19,8 @@ use crate::{
 
 /// Pause between two tries to reach the database at the start.
 const TRY_AGAIN: Duration = Duration::from_millis(500);
+/// How long the start waits for the broker.
+const BROKER: Duration = Duration::from_secs(3);
 /// Longest wait for answers that are under way when the service stops.
 const DOORS: Duration = Duration::from_secs(10);
 
@@ -185,6 +187,17 @@ impl Start {
             return Ok(None);
         };
         migrated?;
+        // So that whoever is told that all is ready finds the streams. A broker that is away is not waited for: the duty
+        // makes them when it is back.
+        let topology = background::Topology::new(self.deps.clone());
+        let made = async {
+            while topology.run_once().await.is_err() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        if cancelled.run_until_cancelled(tokio::time::timeout(BROKER, made)).await.is_none() {
+            return Ok(None);
+        }
         background::start(&self.deps, &self.stop, &self.duties);
         if !self.deps.config.worker.enabled {
             self.ready.send_replace(true);

@@ -1,6 +1,7 @@
 //! Dead letters: every job that failed for good, complete, for whoever looks after failures.
 
 use bytes::Bytes;
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::{Deps, Error};
@@ -42,12 +43,20 @@ fn letter(deps: &Deps, jobs: &[Model], id: Uuid, target: &str) -> Option<Outgoin
     })
 }
 
-/// The job as JSON. One that would pass the broker's limit goes without its payload, which `getJob` still shows.
+/// The job as JSON. One that would pass the broker's limit goes without its payload and, should that not do, with the
+/// newer half of its errors again and again; `getJob` still shows all of it.
 fn body(mut job: Job, limit: usize) -> Option<Bytes> {
-    let body = serde_json::to_vec(&job).ok()?;
-    if body.len() <= limit {
-        return Some(Bytes::from(body));
+    loop {
+        let body = serde_json::to_vec(&job).ok()?;
+        if body.len() <= limit {
+            return Some(Bytes::from(body));
+        }
+        if job.payload.take().is_some() {
+            continue;
+        }
+        let errors: Vec<&RawValue> = job.errors.as_deref().and_then(|raw| serde_json::from_str(raw.get()).ok())?;
+        // Nothing else can be large: without this the letter would be tried for ever.
+        let newer = errors.get(errors.len().div_ceil(2)..).filter(|_| !errors.is_empty())?;
+        job.errors = serde_json::value::to_raw_value(newer).ok();
     }
-    job.payload = None;
-    serde_json::to_vec(&job).ok().map(Bytes::from)
 }

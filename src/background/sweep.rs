@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Deps, Error, repeat};
 use crate::{
     job::Lane,
+    ops::lost,
     store::sweep::{SLICE, WakeUp},
 };
 
@@ -47,7 +48,9 @@ impl Sweep {
         }
         loop {
             let ids = store.held_by_dead_workers(SLICE).await?;
-            let freed = if ids.is_empty() { 0 } else { store.release_lost(&ids, WakeUp::Outbox).await? };
+            let freed = if ids.is_empty() { Vec::new() } else { store.release_lost(&ids, WakeUp::Outbox).await? };
+            lost::tell(&self.0.broker, &freed).await;
+            let freed = freed.len();
             if freed > 0 {
                 tracing::warn!("freed {freed} jobs of workers that are gone");
                 self.0.relay.notify_one();

@@ -56,7 +56,7 @@ fn draw(document: &Value) -> String {
     let mut out = String::from("<h1>API</h1>\n");
     let about = document["info"]["description"].as_str().unwrap_or_default();
     // Writing into a String can't fail, here and below.
-    let _ = writeln!(out, "<p>{} <a href=\"/openapi.json\">openapi.json</a></p>", escape(about));
+    let _ = writeln!(out, "<p>{} <a href=\"/openapi.json\">openapi.json</a></p>", prose(about));
     for group in ["Jobs", "Types", "Service"] {
         let _ = writeln!(out, "<h2>{group}</h2>");
         for (path, methods) in document["paths"].as_object().into_iter().flatten() {
@@ -78,6 +78,7 @@ fn draw(document: &Value) -> String {
 
 fn operation_of(out: &mut String, method: &str, path: &str, operation: &Value) {
     let text = |value: &Value| escape(value.as_str().unwrap_or_default());
+    let told = |value: &Value| prose(value.as_str().unwrap_or_default());
     let _ = writeln!(
         out,
         "<details id=\"{}\"><summary><span class=\"method\">{}</span><code>{}</code> \
@@ -85,14 +86,14 @@ fn operation_of(out: &mut String, method: &str, path: &str, operation: &Value) {
         text(&operation["operationId"]),
         method.to_uppercase(),
         escape(path),
-        text(&operation["summary"]),
+        told(&operation["summary"]),
     );
     let parameters = operation["parameters"].as_array();
     if let Some(parameters) = parameters {
         out.push_str("<h3>Parameters</h3><table><tr><th>name<th>in<th>meaning\n");
         for parameter in parameters {
             let (name, place) = (text(&parameter["name"]), text(&parameter["in"]));
-            let about = text(&parameter["description"]);
+            let about = told(&parameter["description"]);
             let _ = writeln!(out, "<tr><td><code>{name}</code><td>{place}<td>{about}");
         }
         out.push_str("</table>\n");
@@ -103,7 +104,7 @@ fn operation_of(out: &mut String, method: &str, path: &str, operation: &Value) {
     }
     out.push_str("<h3>Answers</h3><table><tr><th>status<th>meaning<th>content\n");
     for (status, response) in operation["responses"].as_object().into_iter().flatten() {
-        let about = text(&response["description"]);
+        let about = told(&response["description"]);
         let content = response["content"].as_object().and_then(|content| content.iter().next());
         let (kind, reference) = match content {
             Some((kind, content)) => (escape(kind), content["schema"]["$ref"].as_str().map(link)),
@@ -112,6 +113,12 @@ fn operation_of(out: &mut String, method: &str, path: &str, operation: &Value) {
         let _ = writeln!(out, "<tr><td>{status}<td>{about}<td>{}", reference.unwrap_or(kind));
     }
     out.push_str("</table></details>\n");
+}
+
+/// A sentence with `names` in it.
+fn prose(text: &str) -> String {
+    let parts = text.split('`').enumerate();
+    parts.map(|(i, part)| if i % 2 == 1 { format!("<code>{}</code>", escape(part)) } else { escape(part) }).collect()
 }
 
 fn link(reference: &str) -> String {

@@ -86,7 +86,10 @@ fn by_type(reply: &TypesReply, stats: Option<&Stats>) -> String {
         let name = escape(&info.r#type);
         let paused = if info.paused { " <span class=\"degraded\">paused</span>" } else { "" };
         let about = escape(&info.description);
-        let _ = write!(out, "<tr><td><a href=\"/jobs?type={name}\">{name}</a>{paused}<td class=\"soft\">{about}");
+        let _ = write!(
+            out,
+            "<tr><td class=\"whole\"><a href=\"/jobs?type={name}\">{name}</a>{paused}<td class=\"soft\">{about}"
+        );
         for (_, n) in by_status(&counts) {
             let _ = write!(out, "<td class=\"n\">{n}");
         }
@@ -101,7 +104,7 @@ fn jobs(reply: &ListReply) -> String {
         return "<h2>Newest jobs</h2>\n<p class=\"soft\">There are none yet.</p>\n".to_owned();
     }
     let mut out =
-        "<h2>Newest jobs</h2>\n<div class=\"scroll\"><table><tr><th>made<th>job<th>type<th>status<th>attempts<th>error\n"
+        "<h2>Newest jobs</h2>\n<div class=\"scroll\"><table><tr><th>accepted (UTC)<th>job<th>type<th>status<th class=\"n\">attempts<th>error\n"
             .to_owned();
     for job in &reply.jobs {
         let made = job.created_at.format("%Y-%m-%d %H:%M:%S");
@@ -109,7 +112,8 @@ fn jobs(reply: &ListReply) -> String {
         let short = error.get(..error.floor_char_boundary(200)).unwrap_or_default();
         let _ = writeln!(
             out,
-            "<tr><td>{made}<td><a href=\"/jobs/{0}\"><code>{0}</code></a><td>{1}<td class=\"{2}\">{2}\
+            "<tr><td class=\"whole\">{made}<td class=\"whole\"><a href=\"/jobs/{0}\"><code>{0}</code></a>\
+             <td class=\"whole\">{1}<td class=\"{2}\">{2}\
              <td class=\"n\">{3} of {4}<td class=\"soft\">{5}",
             job.id,
             escape(&job.r#type),

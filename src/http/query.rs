@@ -1,5 +1,7 @@
 //! Query strings, read by the rules that hold for JSON requests: known names only, each once, clean texts.
 
+use std::collections::BTreeMap;
+
 use axum::extract::{FromRequestParts, Path, rejection::PathRejection};
 use hyper::http::request::Parts;
 use schemars::JsonSchema;
@@ -28,6 +30,7 @@ pub type Parameters = &'static [(&'static str, Kind)];
 /// `invalid_request` with every fault: unknown names, repetitions, broken escapes.
 pub fn object(query: Option<&str>, parameters: Parameters) -> Result<Map<String, Value>, ApiError> {
     let mut object = Map::new();
+    let mut lists = BTreeMap::new();
     let mut faults = Vec::new();
     for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
         let (name, text) = pair.split_once('=').unwrap_or((pair, ""));
@@ -50,16 +53,19 @@ pub fn object(query: Option<&str>, parameters: Parameters) -> Result<Map<String,
             Kind::Text => Value::String(text),
             Kind::Number => text.parse::<i64>().map_or(Value::String(text), Value::from),
             Kind::List => {
-                let list = object.entry(name).or_insert_with(|| Value::Array(Vec::new()));
-                if let Value::Array(list) = list {
-                    list.extend(text.split(',').map(Value::from));
-                }
+                let list = lists.entry(name).or_insert_with(Vec::new);
+                list.extend(text.split(',').map(Value::from));
                 continue;
             }
         };
         if object.contains_key(&name) {
             faults.push(Fault { path: path(), message: "stands here twice".into() });
         }
+        object.insert(name, value);
+    }
+    for (name, mut list) in lists {
+        // One is itself and no list, so that a fault is told by the name of its parameter.
+        let value = if list.len() == 1 { list.remove(0) } else { Value::Array(list) };
         object.insert(name, value);
     }
     if faults.is_empty() { Ok(object) } else { Err(ApiError::faults(Code::InvalidRequest, faults)) }

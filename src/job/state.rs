@@ -80,12 +80,12 @@ pub fn step(state: State, event: Event) -> Result<State, Refusal> {
         },
         Event::Succeed { run } if held(run) => Ok(State { status: Completed, ..state }),
         Event::Fail { run, retry } if held(run) => Ok(after_failure(state, retry)),
-        Event::HandBack { run } if held(run) => {
-            // The attempt is given back, the run is not: a late write of the interrupted run must stay recognisable.
-            let status = if state.cancel_requested { Cancelled } else { Pending };
-            Ok(State { status, attempt: state.attempt - 1, ..state })
-        }
-        Event::Stopped { run } if held(run) => Ok(State { status: Cancelled, ..state }),
+        // The attempt is given back, the run is not: a late write of the interrupted run must stay recognisable. A run
+        // that stopped though nobody had asked for it (a late signal) was interrupted, too.
+        Event::HandBack { run } | Event::Stopped { run } if held(run) => match state.cancel_requested {
+            true => Ok(State { status: Cancelled, ..state }),
+            false => Ok(State { status: Pending, attempt: state.attempt - 1, ..state }),
+        },
         Event::Succeed { .. } | Event::Fail { .. } | Event::HandBack { .. } | Event::Stopped { .. } => {
             Err(Refusal::LeaseLost)
         }

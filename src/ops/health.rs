@@ -84,7 +84,7 @@ impl Ops {
             return check(HealthStatus::Degraded, detail);
         }
         match tokio::time::timeout(PATIENCE, self.broker.work_stream()).await {
-            Ok(Ok(stream)) => check(HealthStatus::Ok, format!("{} messages wait", stream.messages)),
+            Ok(Ok(stream)) => check(HealthStatus::Ok, format!("{} waiting", stream.messages)),
             Ok(Err(e)) => check(HealthStatus::Degraded, format!("{e}: the sweep makes missing streams again")),
             Err(_) => check(HealthStatus::Degraded, "gives no answer"),
         }

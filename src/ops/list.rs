@@ -35,13 +35,13 @@ impl Ops {
             fault("/offset", format!("must be 0 to {MAX_OFFSET}; use cursor to go further"));
         }
         let mut states = Vec::new();
-        for (i, name) in request.status.map(|s| s.into_vec()).unwrap_or_default().iter().enumerate() {
+        for (path, name) in request.status.iter().flat_map(|names| names.at("/status")) {
             match wanted(name) {
                 // A condition for each of ten thousand repetitions would be nested deeper than the stack is.
                 Some(state) if states.contains(&state) => {}
                 Some(state) => states.push(state),
                 None => fault(
-                    &format!("/status/{i}"),
+                    &path,
                     format!(
                         "{} is no status; there are pending, scheduled, retrying, processing, completed, failed, cancelled",
                         quoted(name)
@@ -50,15 +50,12 @@ impl Ops {
             }
         }
         let mut include = Include::default();
-        for (i, name) in request.include.map(|s| s.into_vec()).unwrap_or_default().iter().enumerate() {
-            match name.as_str() {
+        for (path, name) in request.include.iter().flat_map(|names| names.at("/include")) {
+            match name {
                 "payload" => include.payload = true,
                 "result" => include.result = true,
                 "errors" => include.errors = true,
-                _ => fault(
-                    &format!("/include/{i}"),
-                    format!("{} can't be included; payload, result and errors can", quoted(name)),
-                ),
+                _ => fault(&path, format!("{} can't be included; payload, result and errors can", quoted(name))),
             }
         }
         if request.r#type.as_ref().is_some_and(|name| JobType::new(name.as_str()).is_err()) {

@@ -10,6 +10,7 @@ mod get;
 mod health;
 mod intake;
 mod list;
+pub(crate) mod lost;
 mod retry;
 mod schema;
 mod stats;

@@ -1,6 +1,6 @@
 //! The verbs, and `getSchema`: the JSON Schema of each request and reply, made from the types themselves.
 
-use schemars::{JsonSchema, schema_for};
+use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::Value;
 
 use super::{
@@ -75,8 +75,11 @@ impl Verb {
     }
 }
 
+/// Requests as they are read, replies as they are written: what may be left out of the one is never missing in the other.
 fn pair<Request: JsonSchema, Reply: JsonSchema>() -> (Value, Value) {
-    (schema_for!(Request).to_value(), schema_for!(Reply).to_value())
+    let read = SchemaSettings::draft2020_12().for_deserialize().into_generator();
+    let written = SchemaSettings::draft2020_12().for_serialize().into_generator();
+    (read.into_root_schema_for::<Request>().to_value(), written.into_root_schema_for::<Reply>().to_value())
 }
 
 /// # Errors

@@ -11,7 +11,8 @@ impl Ops {
     /// # Errors
     /// `unavailable` when the database is away.
     pub async fn get_stats(&self, scope: Scope<'_>) -> Result<Stats, ApiError> {
-        let (counts, oldest) = tokio::try_join!(self.store.counts(), self.store.oldest_pending_seconds())?;
+        let oldest = self.store.oldest_pending_seconds(scope.map(|scope| scope.as_str()));
+        let (counts, oldest) = tokio::try_join!(self.store.counts(), oldest)?;
         let counts = counts.into_iter().filter(|(name, ..)| scope.is_none_or(|scope| scope.as_str() == name));
         Ok(tally(counts, oldest))
     }

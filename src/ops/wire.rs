@@ -139,8 +139,10 @@ pub struct ListRequest {
     /// A status or a list of them; `scheduled` and `retrying` are kinds of pending.
     #[serde(default)]
     pub status: Option<OneOrMany>,
+    /// Only jobs of this type.
     #[serde(default)]
     pub r#type: Option<String>,
+    /// Only jobs with this tag.
     #[serde(default)]
     pub tag: Option<String>,
     /// 1 to 1000; 50 unless given. A page that would pass 768 KiB ends early.
@@ -168,10 +170,13 @@ pub enum OneOrMany {
 }
 
 impl OneOrMany {
-    pub fn into_vec(self) -> Vec<String> {
+    /// Each text with the JSON pointer to it, when `path` is that of the whole.
+    pub fn at(&self, path: &str) -> Vec<(String, &str)> {
         match self {
-            OneOrMany::One(text) => vec![text],
-            OneOrMany::Many(texts) => texts,
+            OneOrMany::One(text) => vec![(path.to_owned(), text)],
+            OneOrMany::Many(texts) => {
+                texts.iter().enumerate().map(|(i, text)| (format!("{path}/{i}"), &**text)).collect()
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::{
     Error, Store,
     finish::{Retried, Settlement, WakeUp},
+    sweep::Freed,
 };
 use crate::job::{Lane, Verdict, model::JobId};
 
@@ -58,6 +59,15 @@ pub enum Claim {
     Refused(Refused),
 }
 
+/// What a round of claims has brought.
+#[derive(Debug)]
+pub struct Round {
+    /// In the order of what was wanted.
+    pub claims: Vec<Claim>,
+    /// Jobs that were taken from dead workers for it, to be told.
+    pub freed: Vec<Freed>,
+}
+
 const CLAIM: &str = r#"
 WITH claimed AS (
     UPDATE jobs AS j
@@ -101,21 +111,22 @@ impl Store {
     /// # Errors
     /// As for every statement; jobs may have been claimed all the same when the answer was lost. [`Store::held_by`]
     /// tells which.
-    pub async fn claim(&self, wanted: &[(JobId, String)], worker_id: &str) -> Result<Vec<Claim>, Error> {
+    pub async fn claim(&self, wanted: &[(JobId, String)], worker_id: &str) -> Result<Round, Error> {
         let mut won = self.claim_once(wanted, worker_id).await?;
         if won.len() == wanted.len() {
-            return Ok(answers(wanted, won, &HashMap::new()));
+            return Ok(Round { claims: answers(wanted, won, &HashMap::new()), freed: Vec::new() });
         }
         let mut why = self.why_not(wanted, &won).await?;
         let stale: Vec<Uuid> =
             why.values().filter(|row| row.status == "processing" && !row.holder_alive).map(|row| row.id).collect();
+        let mut freed = Vec::new();
         if !stale.is_empty() {
-            self.release_lost(&stale, super::sweep::WakeUp::NotNeeded).await?;
+            freed = self.release_lost(&stale, WakeUp::NotNeeded).await?;
             let again: Vec<_> = wanted.iter().filter(|(id, _)| stale.contains(id)).cloned().collect();
             won.extend(self.claim_once(&again, worker_id).await?);
             why = self.why_not(wanted, &won).await?;
         }
-        Ok(answers(wanted, won, &why))
+        Ok(Round { claims: answers(wanted, won, &why), freed })
     }
 
     /// Which of `ids` this worker holds, with the number of the run.

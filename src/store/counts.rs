@@ -24,7 +24,7 @@ SELECT type, status, sum(n)::int8 FROM (
 /// By the index on run_at: the first due rows are the oldest, and only as many of them as run now are not pending.
 const OLDEST: &str = r#"
 SELECT extract(epoch FROM clock_timestamp() - run_at)::float8 FROM jobs
-WHERE run_at <= clock_timestamp() AND status = 'pending' ORDER BY run_at LIMIT 1"#;
+WHERE run_at <= clock_timestamp() AND status = 'pending' AND ($1::text IS NULL OR type = $1) ORDER BY run_at LIMIT 1"#;
 
 impl Store {
     /// Folds what has gathered. Returns how many deltas there were.
@@ -45,12 +45,13 @@ impl Store {
         Ok(rows.into_iter().filter_map(|(name, status, n)| Some((name, status.parse().ok()?, n))).collect())
     }
 
-    /// For how many seconds the oldest due job has waited; `None` when none waits.
+    /// For how many seconds the oldest due job (of a type, when one is given) has waited; `None` when none waits.
     ///
     /// # Errors
     /// As for every statement.
-    pub async fn oldest_pending_seconds(&self) -> Result<Option<f64>, Error> {
-        let rows: Vec<(f64,)> = self.read_answer("age of the oldest waiting job", sqlx::query_as(OLDEST)).await?;
+    pub async fn oldest_pending_seconds(&self, job_type: Option<&str>) -> Result<Option<f64>, Error> {
+        let query = sqlx::query_as(OLDEST).bind(job_type);
+        let rows: Vec<(f64,)> = self.read_answer("age of the oldest waiting job", query).await?;
         Ok(rows.first().map(|row| row.0.max(0.0)))
     }
 }

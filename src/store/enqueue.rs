@@ -179,14 +179,14 @@ impl Store {
             let Some(key) = &jobs[i].key else { continue };
             outcomes[i] = match taken.get(key.text.as_str()) {
                 Some((_, id, ..)) if *id == jobs[i].id => Enqueued::Accepted,
-                Some((_, id, hash, _)) if hash[..] != key.content_hash[..] => Enqueued::Conflict { id: *id },
-                Some((_, id, _, Some(status))) => {
-                    Enqueued::Duplicate { id: *id, status: status.parse().unwrap_or(Status::Pending) }
-                }
-                // The job that the key named is past its retention, so the key is free again.
+                // The job that the key named is past its retention, so the key is free again, whatever was asked for with it.
                 Some((_, id, _, None)) => {
                     self.free_key(&key.text, *id).await?;
                     Box::pin(self.enqueue(&jobs[i..=i], publish_grace)).await?.outcomes.remove(0)
+                }
+                Some((_, id, hash, _)) if hash[..] != key.content_hash[..] => Enqueued::Conflict { id: *id },
+                Some((_, id, _, Some(status))) => {
+                    Enqueued::Duplicate { id: *id, status: status.parse().unwrap_or(Status::Pending) }
                 }
                 None => Box::pin(self.enqueue(&jobs[i..=i], publish_grace)).await?.outcomes.remove(0),
             };

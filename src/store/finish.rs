@@ -190,7 +190,10 @@ fn back(settlement: &Settlement) -> Option<Back<'_>> {
     let (delay, failure, attempts_returned) = match &settlement.verdict {
         Verdict::Retry { failure, delay } => (*delay, Some(failure), 0),
         Verdict::HandBack { delay } => (*delay, None, 1),
-        Verdict::Complete { .. } | Verdict::DeadLetter { .. } | Verdict::Cancel => return None,
+        // Goes back only when nobody has asked for the cancellation, which the statement checks: a signal that came late,
+        // for an earlier run, must neither cost an attempt nor strand the job.
+        Verdict::Cancel => (Duration::ZERO, None, 1),
+        Verdict::Complete { .. } | Verdict::DeadLetter { .. } => return None,
     };
     let (id, run, rearm) = (settlement.id, settlement.run, settlement.wake_up == WakeUp::Outbox);
     Some(Back { id, run, attempts_returned, delay, failure, rearm })

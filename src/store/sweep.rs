@@ -8,16 +8,16 @@ use uuid::Uuid;
 pub use super::finish::WakeUp;
 use super::{
     Error, Store,
-    finish::{Retried, Settlement},
+    finish::{Recorded, Retried, Settlement},
 };
-use crate::job::{Failure, FailureKind, Lane, Verdict};
+use crate::job::{Failure, FailureKind, Lane, Status, Verdict};
 
 /// Rows put back into the outbox per statement, so that no statement holds locks for long.
 pub const SLICE: i64 = 1000;
 
 /// Jobs of dead workers; a worker's death is its lease's end by the database's clock.
 const LOST: &str = r#"
-SELECT j.id, j.run, j.attempt, j.max_attempts, j.worker_id
+SELECT j.id, j.type, j.run, j.attempt, j.max_attempts, j.worker_id
 FROM jobs j LEFT JOIN workers w ON w.id = j.worker_id
 WHERE j.id = ANY($1) AND j.status = 'processing' AND (w.id IS NULL OR w.expires_at < clock_timestamp())"#;
 
@@ -47,23 +47,39 @@ SELECT key, max(value::int8) FROM workers, json_each_text(claimed) GROUP BY key"
 #[derive(sqlx::FromRow)]
 struct Lost {
     id: Uuid,
+    r#type: String,
     run: i64,
     attempt: i16,
     max_attempts: i16,
     worker_id: String,
 }
 
+/// A job that was taken from a dead worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Freed {
+    pub id: Uuid,
+    pub job_type: String,
+    /// The attempt that was lost, and who held it.
+    pub attempt: u16,
+    pub worker_id: String,
+    /// What is recorded as its error.
+    pub message: String,
+    /// Where the job stands now.
+    pub status: Status,
+}
+
 impl Store {
     /// Frees those of `ids` whose holder is dead: the lost run is recorded as an error, and the job goes back to
-    /// pending, or to its end when that was its last attempt. Returns how many were freed.
+    /// pending, or to its end when that was its last attempt. Returns those that were freed, to be told.
     ///
     /// # Errors
     /// As for every statement.
-    pub async fn release_lost(&self, ids: &[Uuid], wake_up: WakeUp) -> Result<usize, Error> {
-        let lost: Vec<Lost> = self.hot_all("find lost runs", sqlx::query_as(LOST).bind(ids)).await?;
-        let settle = |row: Lost| {
-            let message = format!("the worker {} vanished during attempt {}", row.worker_id, row.attempt);
-            let failure = Failure::new(FailureKind::Lost, message);
+    pub async fn release_lost(&self, ids: &[Uuid], wake_up: WakeUp) -> Result<Vec<Freed>, Error> {
+        let mut lost: Vec<Lost> = self.hot_all("find lost runs", sqlx::query_as(LOST).bind(ids)).await?;
+        lost.sort_by_key(|row| row.id);
+        let message = |row: &Lost| format!("the worker {} vanished during attempt {}", row.worker_id, row.attempt);
+        let settle = |row: &Lost| {
+            let failure = Failure::new(FailureKind::Lost, message(row));
             let verdict = if row.attempt < row.max_attempts {
                 Verdict::Retry { failure, delay: Duration::ZERO }
             } else {
@@ -71,10 +87,21 @@ impl Store {
             };
             Settlement { id: row.id, run: row.run, verdict, wake_up }
         };
-        let mut settlements: Vec<_> = lost.into_iter().map(settle).collect();
-        settlements.sort_by_key(|s| s.id);
-        self.finish(&settlements, Retried::No).await?;
-        Ok(settlements.len())
+        let settlements: Vec<_> = lost.iter().map(settle).collect();
+        let recorded = self.finish(&settlements, Retried::No).await?;
+        let freed = |(row, recorded): (Lost, Recorded)| match recorded {
+            Recorded::As(status) => Some(Freed {
+                id: row.id,
+                message: message(&row),
+                job_type: row.r#type,
+                attempt: row.attempt as u16,
+                worker_id: row.worker_id,
+                status,
+            }),
+            // Somebody else was quicker.
+            Recorded::LeaseLost => None,
+        };
+        Ok(lost.into_iter().zip(recorded).filter_map(freed).collect())
     }
 
     /// Up to `limit` jobs whose worker has a lease that ran out.

@@ -16,8 +16,8 @@ use super::{Deps, Shared, running::Run};
 use crate::{
     flow::{Batcher, batcher::Size},
     job::model::JobId,
-    ops::error::chain,
-    store::{Error, Store, claim::Claim},
+    ops::{error::chain, lost},
+    store::{Error, claim::Claim},
 };
 
 /// A message in hand → what became of its claim; `None`: the database can't be used right now.
@@ -39,15 +39,15 @@ pub(crate) struct Unheard {
 
 pub(crate) fn start(deps: &Deps, worker_id: &str, unheard: &Arc<Unheard>, tasks: &TaskTracker) -> Claims {
     let size = Size { weight: deps.config.worker.batch, lanes: 2, waiting: 4096 };
-    let (store, worker_id, unheard) = (deps.store.clone(), worker_id.to_owned(), unheard.clone());
+    let (deps, worker_id, unheard) = (deps.clone(), worker_id.to_owned(), unheard.clone());
     Batcher::start(
         size,
         |_| 1,
         tasks,
         move |runs: Vec<Arc<Run>>| {
-            let (store, worker_id, unheard) = (store.clone(), worker_id.clone(), unheard.clone());
+            let (deps, worker_id, unheard) = (deps.clone(), worker_id.clone(), unheard.clone());
             async move {
-                let claimed = unheard.claim(&store, &worker_id, &runs).await;
+                let claimed = unheard.claim(&deps, &worker_id, &runs).await;
                 match claimed {
                     Ok(claims) => claims.into_iter().map(Some).collect(),
                     Err(e) => {
@@ -62,10 +62,16 @@ pub(crate) fn start(deps: &Deps, worker_id: &str, unheard: &Arc<Unheard>, tasks:
 }
 
 impl Unheard {
-    async fn claim(&self, store: &Store, worker_id: &str, runs: &[Arc<Run>]) -> Result<Vec<Claim>, Error> {
+    async fn claim(&self, deps: &Deps, worker_id: &str, runs: &[Arc<Run>]) -> Result<Vec<Claim>, Error> {
         let _under_way = self.under_way.read().await;
         let wanted: Vec<_> = runs.iter().map(|run| (run.id, run.job_type.clone())).collect();
-        let claims = store.claim(&wanted, worker_id).await.inspect_err(|_| self.note(&wanted))?;
+        let round = deps.store.claim(&wanted, worker_id).await.inspect_err(|_| self.note(&wanted))?;
+        let (claims, freed) = (round.claims, round.freed);
+        if !freed.is_empty() {
+            lost::tell(&deps.broker, &freed).await;
+            // One of them may have ended as a dead letter.
+            deps.relay.notify_one();
+        }
         for (run, claim) in runs.iter().zip(&claims) {
             if let Claim::Won(job) = claim {
                 run.note_claim(job.run, job.attempt as u16);

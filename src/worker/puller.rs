@@ -118,8 +118,10 @@ impl Puller {
     async fn ask(&mut self) {
         let free = self.slots.free();
         let batch = self.shared.deps.config.worker.batch;
-        for (lane, waiting) in self.lanes.iter_mut().zip(&self.waiting) {
-            let missing = free.saturating_sub(lane.credit() + waiting.len());
+        for (place, lane) in self.lanes.iter_mut().enumerate() {
+            // What waits here in a lower lane must not get the next slot while something higher waits at the broker.
+            let ahead = usize::from(self.waiting[place + 1..].iter().any(|queue| !queue.is_empty()));
+            let missing = free.max(ahead).saturating_sub(lane.credit() + self.waiting[place].len());
             // By quarters, so that a busy worker asks for many at once and not for each freed slot.
             if missing > 0 && (lane.credit() == 0 || missing >= self.slots.size / 4) {
                 lane.request(missing.min(batch)).await;

@@ -139,7 +139,8 @@ async fn run_handler(shared: &Shared, lineup: &Lineup, run: &Run, job: &Claimed)
     let mut task = AbortOnDrop(tokio::spawn(Box::pin(async move { handler.run(&ctx, &payload).await })));
     tokio::select! {
         biased;
-        ended = &mut task.0 => judge(shared, run, ended),
+        // Also when the handler obeyed so promptly that its end is seen first.
+        ended = &mut task.0 => by_cause(Some(judge(shared, run, ended)), run.cause()),
         _ = run.token.cancelled() => stopped(shared, run, &mut task).await,
         _ = sleep_until(deadline) => {
             let message = format!("the attempt took longer than its timeout of {}", humantime::format_duration(timeout));
@@ -154,8 +155,16 @@ async fn stopped(shared: &Shared, run: &Run, task: &mut AbortOnDrop) -> Outcome 
         ended = &mut task.0 => Some(judge(shared, run, ended)),
         _ = sleep(shared.deps.config.worker.cancel_grace) => None,
     };
-    match (by_itself, run.cause()) {
+    // Without a cause nobody could have cancelled the token.
+    by_cause(by_itself, run.cause().or(Some(StopCause::Cancel)))
+}
+
+/// What a run that was asked to stop says of itself is no failure of the job; a result counts all the same. `None`: it
+/// had to be cut off.
+fn by_cause(by_itself: Option<Outcome>, cause: Option<StopCause>) -> Outcome {
+    match (by_itself, cause) {
         (Some(done @ Outcome::Done(_)), _) => done,
+        (Some(ended), None) => ended,
         (_, Some(StopCause::Drain)) => Outcome::Interrupted { delay: Duration::ZERO },
         (_, Some(StopCause::Cancel) | None) => Outcome::Cancelled,
     }

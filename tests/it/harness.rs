@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::StreamExt;
 use queue_service::{
     config::Config,
     dev::{Servers, nats::PortChoice, postgres::Durability},
@@ -19,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::probe::{Journal, Probe};
 
-/// Longest wait for anything that a test expects.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest wait for anything that a test expects. Generous, since nothing is asserted about it: machines are busy.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 static SERVERS: OnceCell<Servers> = OnceCell::const_new();
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -71,7 +72,8 @@ impl Place {
         config.database.max_connections = 6;
         config.nats.url = servers.nats.url();
         config.nats.prefix = name;
-        config.nats.store = bytesize::ByteSize::mib(64);
+        // The server sets it aside for each test until the end, out of 8 GB.
+        config.nats.store = bytesize::ByteSize::mib(32);
         config.http.bind = ([127, 0, 0, 1], 0).into();
         config.worker.lease = Duration::from_millis(1200);
         config.worker.drain = Duration::from_secs(5);
@@ -97,8 +99,31 @@ impl Place {
         let routes = axum::Router::new();
         let service = Service::start_with(self.config.clone(), routes, add_types).await.unwrap();
         assert!(tokio::time::timeout(PATIENCE, service.ready()).await.unwrap(), "the service did not start");
-        let nats = async_nats::connect(&self.config.nats.url).await.unwrap();
+        self.client_of(service).await
+    }
+
+    /// Starts a service whose database does not answer.
+    pub async fn start_without_database(&self) -> Running {
+        let mut config = self.config.clone();
+        // Bound and never listened to, so that nobody else gets the port.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        config.database.url = format!("postgres://nobody@{}/nothing", socket.local_addr().unwrap());
+        let service = Service::start(config).await.unwrap();
+        self.client_of(service).await
+    }
+
+    async fn client_of(&self, service: Service) -> Running {
+        let options = async_nats::ConnectOptions::new().request_timeout(Some(PATIENCE));
+        let nats = options.connect(&self.config.nats.url).await.unwrap();
         Running { service, nats, config: self.config.clone() }
+    }
+
+    /// A store on this test's database, for tests that are a worker or an operator themselves.
+    pub async fn store(&self) -> Store {
+        let store = Store::open(&self.config.database).unwrap();
+        store.migrate(&self.config.database.schema).await.unwrap();
+        store
     }
 
     /// A connection to this test's database, with its schema on the search path.
@@ -149,8 +174,9 @@ impl Running {
 
     /// Asks by RPC; any bytes will do as a request.
     pub async fn ask(&self, verb: &str, body: impl Into<Vec<u8>>) -> Answer {
-        let request = self.nats.request(self.subject(verb), body.into().into());
-        let message = tokio::time::timeout(PATIENCE, request).await.expect("no answer in time").unwrap();
+        // The client's own limit of ten seconds is shorter than a wait.
+        let request = async_nats::Request::new().payload(body.into().into()).timeout(Some(PATIENCE * 2));
+        let message = self.nats.send_request(self.subject(verb), request).await.expect("no answer in time");
         let body = serde_json::from_slice(&message.payload).expect("the answer is no JSON");
         Answer { headers: message.headers, body }
     }
@@ -185,16 +211,63 @@ impl Running {
         until(|| async { Some(self.job(id).await).filter(|job| job["status"] == status) }).await
     }
 
+    /// Everything that is published below the prefix on `rest` from now on.
+    pub async fn listen(&self, rest: &str) -> Listener {
+        Listener::new(&self.nats, self.subject(rest)).await
+    }
+
+    /// A stream of this test's, by its plain name.
+    pub async fn stream(&self, name: &str) -> async_nats::jetstream::stream::Stream {
+        let name = format!("{}-{name}", self.config.nats.prefix);
+        async_nats::jetstream::new(self.nats.clone()).get_stream(name).await.unwrap()
+    }
+
     pub async fn stop(self) {
         self.service.stop(CancellationToken::new()).await.unwrap();
     }
 }
 
+/// Messages that come in.
+pub struct Listener(async_nats::Subscriber);
+
+impl Listener {
+    pub async fn new(nats: &async_nats::Client, subject: String) -> Self {
+        let messages = nats.subscribe(subject).await.unwrap();
+        nats.flush().await.unwrap();
+        Self(messages)
+    }
+
+    pub async fn next(&mut self) -> (String, Value) {
+        let message = tokio::time::timeout(PATIENCE, self.0.next()).await.expect("no message in time").unwrap();
+        (message.subject.to_string(), serde_json::from_slice(&message.payload).expect("the message is no JSON"))
+    }
+
+    /// All up to the first whose `state` is `last`, which is the last one given.
+    pub async fn until_state(&mut self, last: &str) -> Vec<Value> {
+        let mut events = Vec::new();
+        loop {
+            let (_, event) = self.next().await;
+            let is_last = event["state"] == last;
+            events.push(event);
+            if is_last {
+                return events;
+            }
+        }
+    }
+}
+
+/// A time as the service writes it.
+pub fn time(value: &Value) -> chrono::DateTime<chrono::Utc> {
+    value.as_str().expect("a time").parse().expect("a time of RFC 3339")
+}
+
+/// A duration in milliseconds between two times of the service.
+pub fn millis_between(from: &Value, to: &Value) -> f64 {
+    (time(to) - time(from)).num_microseconds().unwrap() as f64 / 1000.0
+}
+
 /// Asks again until there is an answer; what no event tells has to be looked for.
-pub async fn until<T, F>(mut look: impl FnMut() -> F) -> T
-where
-    F: Future<Output = Option<T>>,
-{
+pub async fn until<T>(mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let looking = async {
         loop {
             if let Some(found) = look().await {

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use queue_service::{
@@ -46,6 +46,7 @@ pub struct Line {
     pub run: i64,
     pub what: &'static str,
     pub note: String,
+    pub at: Instant,
 }
 
 /// Everything that happened to the runs of one test.
@@ -65,13 +66,33 @@ impl Journal {
         self.lines().iter().filter(|line| line.job.to_string() == job && line.what == what).count()
     }
 
+    /// The notes of the lines that say `what`, in their order.
+    pub fn notes(&self, what: &str) -> Vec<String> {
+        self.lines().into_iter().filter(|line| line.what == what).map(|line| line.note).collect()
+    }
+
+    /// Returns when `what` is written of a job, with its line.
+    pub async fn until(&self, job: &str, what: &str) -> Line {
+        crate::harness::until(|| async {
+            self.lines().into_iter().find(|line| line.job.to_string() == job && line.what == what)
+        })
+        .await
+    }
+
     /// Lets all runs go on that wait now.
     pub fn release(&self) {
         self.go.notify_waiters();
     }
 
     fn write(&self, ctx: &RunContext, what: &'static str, note: &str) {
-        let line = Line { job: ctx.job_id, attempt: ctx.attempt, run: ctx.run, what, note: note.to_owned() };
+        let line = Line {
+            job: ctx.job_id,
+            attempt: ctx.attempt,
+            run: ctx.run,
+            what,
+            note: note.to_owned(),
+            at: Instant::now(),
+        };
         self.lines.lock().unwrap().push(line);
     }
 }

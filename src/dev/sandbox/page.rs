@@ -14,6 +14,12 @@ const STYLE: &str = "\
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
 body { max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
 nav a { margin-right: 1rem; }
+a { text-decoration: none; }
+a:hover { text-decoration: underline; }
+h1 { font-size: 1.5rem; }
+h2 { font-size: 1.15rem; margin-top: 1.6rem; }
+code, pre { font: .87rem/1.45 ui-monospace, monospace; }
+td, th { overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #8884; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #8881; padding: .8rem; }
@@ -30,7 +36,7 @@ pub(super) fn page(title: &str, body: &str) -> Response {
     let html = format!(
         "<!doctype html>\n<html lang=\"en\">\n<head><meta charset=\"utf-8\"><title>{title} – sandbox</title>\
          <meta name=\"viewport\" content=\"width=device-width\"><link rel=\"stylesheet\" href=\"{STYLE_PATH}\"></head>\n\
-         <body>\n<nav><a href=\"/dev\">Sandbox</a><a href=\"/dev/mail\">Mail</a><a href=\"/dev/webhooks\">Webhooks</a>\
+         <body>\n<nav><a href=\"/\">queue-service</a><a href=\"/dev\">Sandbox</a><a href=\"/dev/mail\">Mail</a><a href=\"/dev/webhooks\">Webhooks</a>\
          <a href=\"/dev/site\">Web site</a></nav>\n<h1>{title}</h1>\n{body}\n</body>\n</html>\n"
     );
     let mut response = Html(html).into_response();

@@ -1,0 +1,81 @@
+//! The hot statements find rows by index, also on a fresh database of which the planner knows nothing yet.
+
+use std::time::Duration;
+
+use queue_service::{
+    job::{Failure, JobType, Priority, Verdict},
+    store::{
+        claim::Claim,
+        enqueue::{Due, Enqueued, Key, NewJob},
+        finish::{Retried, Settlement, WakeUp},
+        sweep,
+    },
+};
+use serde_json::value::RawValue;
+
+use crate::harness::Place;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn job(n: usize) -> NewJob {
+    NewJob {
+        id: uuid::Uuid::now_v7(),
+        job_type: JobType::new("probe").unwrap(),
+        payload: RawValue::from_string("{}".into()).unwrap(),
+        priority: Priority::default(),
+        max_attempts: 3,
+        timeout: None,
+        due: Due::Now,
+        tags: Vec::new(),
+        key: Some(Key { text: format!("key-{n}"), content_hash: [0; 32] }),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_statement_of_the_hot_path_walks_through_a_table() {
+    let place = Place::new().await;
+    let store = place.store().await;
+    let jobs: Vec<NewJob> = (0..300).map(job).collect();
+    store.enqueue(&jobs, HOUR).await.unwrap();
+    let again: Vec<NewJob> = (0..300).map(job).collect();
+    let outcomes = store.enqueue(&again, HOUR).await.unwrap().outcomes;
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Enqueued::Duplicate { .. })));
+    let wanted: Vec<_> = jobs.iter().map(|job| (job.id, "probe".to_owned())).collect();
+    for round in 0..2 {
+        let claims = store.claim(&wanted, "worker").await.unwrap().claims;
+        let settlements: Vec<Settlement> = claims
+            .iter()
+            .enumerate()
+            .map(|(n, claim)| {
+                let Claim::Won(job) = claim else { panic!("{claim:?}") };
+                let failure = || Failure::retry("no");
+                let verdict = match (round, n % 2) {
+                    (0, _) => Verdict::Retry { failure: failure(), delay: Duration::ZERO },
+                    (_, 0) => Verdict::Complete { result: RawValue::from_string("1".into()).unwrap() },
+                    (_, _) => Verdict::DeadLetter { failure: failure() },
+                };
+                Settlement { id: job.id, run: job.run, verdict, wake_up: WakeUp::NotNeeded }
+            })
+            .collect();
+        store.finish(&settlements, Retried::Yes).await.unwrap();
+    }
+    store.retry(jobs[1].id, None, HOUR).await.unwrap().expect("it has failed");
+    store.claim(&wanted[1..2], "worker").await.unwrap();
+    store.release_lost(&[jobs[1].id], sweep::WakeUp::NotNeeded).await.unwrap();
+    store.cancel(jobs[1].id, None, None).await.unwrap();
+    store.job(jobs[0].id).await.unwrap().expect("it is there");
+    // What connections have counted is told when they end.
+    store.close().await;
+
+    let database = place.database().await;
+    let used = "SELECT relname::text, seq_scan, idx_scan FROM pg_stat_user_tables
+                WHERE relname IN ('jobs', 'job_keys') OR relname LIKE 'finished\\_%\\_20%' ORDER BY 1";
+    let tables: Vec<(String, i64, i64)> = crate::harness::until(async || {
+        sqlx::query("SELECT pg_stat_clear_snapshot()").execute(&database).await.unwrap();
+        let tables: Vec<(String, i64, i64)> = sqlx::query_as(used).fetch_all(&database).await.unwrap();
+        tables.iter().any(|(name, _, by_index)| name == "jobs" && *by_index > 300).then_some(tables)
+    })
+    .await;
+    let walked: Vec<_> = tables.iter().filter(|(_, walks, _)| *walks > 0).collect();
+    assert!(walked.is_empty(), "{walked:?}");
+}
