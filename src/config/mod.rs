@@ -344,13 +344,13 @@ impl Default for AllowPrivate {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retention {
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "days")]
     #[schemars(with = "String")]
     pub completed: Duration,
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "days")]
     #[schemars(with = "String")]
     pub failed: Duration,
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "days")]
     #[schemars(with = "String")]
     pub cancelled: Duration,
 }
@@ -527,6 +527,26 @@ impl Config {
             }
         }
         if faults.is_empty() { Ok(()) } else { Err(faults) }
+    }
+}
+
+/// A duration as `"90d"`, whatever months there are in it for the general form.
+mod days {
+    use std::time::Duration;
+
+    use serde::{Deserializer, Serializer};
+
+    const DAY_S: u64 = 86_400;
+
+    pub fn serialize<S: Serializer>(span: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        if span.subsec_nanos() == 0 && span.as_secs().is_multiple_of(DAY_S) {
+            return to.collect_str(&format_args!("{}d", span.as_secs() / DAY_S));
+        }
+        humantime_serde::serialize(span, to)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        humantime_serde::deserialize(from)
     }
 }
 
