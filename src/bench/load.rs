@@ -13,14 +13,7 @@ use bytes::Bytes;
 use hdrhistogram::Histogram;
 use serde_json::Value;
 
-use super::stage::Stage;
-
-/// Where requests go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Door {
-    Rpc,
-    Http,
-}
+use super::stage::{Door, Stage};
 
 /// How requests fared.
 pub(super) struct Outcome {

@@ -16,7 +16,7 @@ use clap::ValueEnum;
 
 pub use noop::serve;
 use report::{Row, Table};
-use stage::Stage;
+use stage::{Door, Stage};
 
 /// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -87,16 +87,16 @@ async fn measure(options: &Options, stage: &Stage) -> anyhow::Result<Table> {
             Scenario::Enqueue => {
                 for n in &options.concurrency {
                     say(&format!("enqueue over RPC, {n} in flight …"));
-                    rows.push(scenarios::enqueue(stage, load::Door::Rpc, options.jobs, *n).await?);
+                    rows.push(scenarios::enqueue(stage, Door::Rpc, options.jobs, *n).await?);
                 }
                 if stage.has_http() {
                     say("enqueue over HTTP, 64 in flight …");
-                    rows.push(scenarios::enqueue(stage, load::Door::Http, options.jobs, 64).await?);
+                    rows.push(scenarios::enqueue(stage, Door::Http, options.jobs, 64).await?);
                 }
                 say("bulk enqueue, 1000 a request …");
                 rows.push(scenarios::bulk(stage, options.jobs * 4, scenarios::Meanwhile::Nothing).await?);
                 say("one request at a time …");
-                rows.push(scenarios::enqueue(stage, load::Door::Rpc, options.jobs / 20 + 1, 1).await?);
+                rows.push(scenarios::enqueue(stage, Door::Rpc, options.jobs / 20 + 1, 1).await?);
             }
             Scenario::Drain => {
                 say("drain …");

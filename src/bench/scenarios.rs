@@ -11,9 +11,9 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 
 use super::{
-    load::{Door, drive, histogram},
+    load::{drive, histogram},
     report::Row,
-    stage::{Client, Sample, Stage},
+    stage::{Client, Door, Sample, Stage},
 };
 
 /// Longest wait for jobs to end.

@@ -8,7 +8,6 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::{
-    load::Door,
     noop,
     usage::{self, Usage},
 };
@@ -33,6 +32,13 @@ const ANSWER: Duration = Duration::from_secs(60);
 pub(super) struct Stage {
     own: Option<Own>,
     client: Client,
+}
+
+/// Where requests go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Door {
+    Rpc,
+    Http,
 }
 
 /// Everything that was started for the measurement.

@@ -1,0 +1,396 @@
+//! The sections and keys of the configuration, with their defaults. The doc comments are the text of the reference page.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+
+use bytesize::ByteSize;
+use ipnet::IpNet;
+use schemars::JsonSchema;
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+
+use crate::job::RetryPolicy;
+
+/// The broker.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Nats {
+    /// Servers, separated by commas. `NATS_URL` sets it too.
+    pub url: String,
+    /// First token of every subject and part of the streams' names: one prefix is one namespace.
+    pub prefix: String,
+    /// File with a user's JWT and key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub creds: Option<PathBuf>,
+    /// Token to connect with.
+    #[serde(skip_serializing)]
+    #[schemars(with = "Option<String>")]
+    pub token: Option<SecretString>,
+    /// Certificate authority of the servers, PEM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_ca: Option<PathBuf>,
+    /// Client certificate, PEM; goes with `tls_key`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_cert: Option<PathBuf>,
+    /// Key of the client certificate, PEM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_key: Option<PathBuf>,
+    /// Copies of each stream: 1, or 3 in a cluster.
+    pub replicas: u8,
+    /// Disk that the three streams may take together; the broker sets it aside. Half of it is for wake-ups, a quarter
+    /// each for dead letters and events.
+    #[schemars(with = "String")]
+    pub store: ByteSize,
+    /// First tokens of this process's own inboxes; `_INBOX.<user>` where users may read only their own.
+    pub inbox_prefix: String,
+    /// First tokens that a request's reply subject may have; others are refused, so that nobody can make the service
+    /// publish for him.
+    pub reply_prefixes: Vec<String>,
+}
+
+impl Default for Nats {
+    fn default() -> Self {
+        Self {
+            url: "nats://127.0.0.1:4222".into(),
+            prefix: "queue".into(),
+            creds: None,
+            token: None,
+            tls_ca: None,
+            tls_cert: None,
+            tls_key: None,
+            replicas: 1,
+            store: ByteSize::gib(2),
+            inbox_prefix: "_INBOX".into(),
+            reply_prefixes: vec!["_INBOX.".into(), "_R_.".into()],
+        }
+    }
+}
+
+/// Postgres.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Database {
+    /// `postgres://user:password@host/database`. `DATABASE_URL` sets it too.
+    pub url: String,
+    /// Connections of this process, at least 4; one more is reserved for the heartbeat.
+    pub max_connections: u32,
+    /// Schema of all tables; made when missing.
+    pub schema: String,
+}
+
+impl Default for Database {
+    fn default() -> Self {
+        Self { url: "postgres://127.0.0.1/queue".into(), max_connections: 10, schema: "queue".into() }
+    }
+}
+
+/// The HTTP door.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Http {
+    pub enabled: bool,
+    /// Address and port. Any other address than loopback needs `token`, or `insecure`.
+    #[schemars(with = "String")]
+    pub bind: SocketAddr,
+    /// Bearer token that every request but the health probes must carry.
+    #[serde(skip_serializing)]
+    #[schemars(with = "Option<String>")]
+    pub token: Option<SecretString>,
+    /// Listen on any address without a token.
+    pub insecure: bool,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self { enabled: true, bind: SocketAddr::from(([127, 0, 0, 1], 8080)), token: None, insecure: false }
+    }
+}
+
+/// The NATS micro-service.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rpc {
+    pub enabled: bool,
+    /// Requests that are worked on at the same time; more are answered `overloaded`.
+    pub max_in_flight: usize,
+}
+
+impl Default for Rpc {
+    fn default() -> Self {
+        Self { enabled: true, max_in_flight: 8192 }
+    }
+}
+
+/// Running jobs.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Worker {
+    pub enabled: bool,
+    /// Types that this process runs; empty: all it knows.
+    pub types: Vec<String>,
+    /// Jobs of one type that run at the same time in this process.
+    pub concurrency: usize,
+    /// Most messages that are pulled, and jobs that are claimed, at once.
+    pub batch: usize,
+    /// How long a worker may be silent before its jobs are taken over. It reports six times in that span.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub lease: Duration,
+    /// How long running jobs may go on after a request to stop; then they are handed back.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub drain: Duration,
+    /// How long a cancelled handler may take to stop by itself.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub cancel_grace: Duration,
+}
+
+impl Default for Worker {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            types: Vec::new(),
+            concurrency: 100,
+            batch: 100,
+            lease: Duration::from_secs(30),
+            drain: Duration::from_secs(30),
+            cancel_grace: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What a type may set for itself; what is missing comes from `worker` and `retry`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TypeOverrides {
+    /// Longest run of one attempt, 100 ms to 24 h (`30s` unless set).
+    #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub timeout: Option<Duration>,
+    /// Jobs of this type that run at the same time in this process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<usize>,
+    /// Keys as in the section `retry`; those not given are taken from there.
+    #[serde(skip_serializing_if = "toml::Table::is_empty")]
+    #[schemars(with = "RetryPolicy")]
+    pub retry: toml::Table,
+}
+
+/// What a request may ask for.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Largest payload of a job.
+    #[schemars(with = "String")]
+    pub payload: ByteSize,
+    /// Largest result of a job; a larger one is a permanent failure.
+    #[schemars(with = "String")]
+    pub result: ByteSize,
+    /// Jobs that may wait to be written before callers are told `overloaded`.
+    pub intake: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { payload: ByteSize::kib(512), result: ByteSize::kib(256), intake: 20_000 }
+    }
+}
+
+/// Outgoing mail of `send-email`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Smtp {
+    /// `smtp://host:25` (plain), `smtp://user:password@host:587?tls=required` (STARTTLS) or `smtps://host:465`.
+    #[serde(skip_serializing)]
+    #[schemars(with = "Option<String>")]
+    pub url: Option<SecretString>,
+    /// Sender of mails that name none.
+    pub from: String,
+    /// Connections kept open.
+    pub pool: u32,
+}
+
+impl Default for Smtp {
+    fn default() -> Self {
+        Self { url: None, from: "queue-service@localhost".into(), pool: 10 }
+    }
+}
+
+/// Text models of `generate-embedding` and `generate-content`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ai {
+    /// Root of an API of the OpenAI shape, for instance `https://api.openai.com/v1`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_url: Option<String>,
+    #[serde(skip_serializing)]
+    #[schemars(with = "Option<String>")]
+    pub api_key: Option<SecretString>,
+    /// Further providers by name; the one with the longest matching model prefix is asked.
+    pub providers: BTreeMap<String, AiProvider>,
+    /// Other names for models: `{ "small" = "gpt-4o-mini" }`.
+    pub aliases: BTreeMap<String, String>,
+    /// Model of embeddings that name none.
+    pub embedding_model: String,
+    /// Model of texts that name none.
+    pub content_model: String,
+    /// Longest wait for an answer of a provider.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub timeout: Duration,
+    /// Requests to one provider at the same time, per process.
+    pub concurrency: usize,
+}
+
+impl Default for Ai {
+    fn default() -> Self {
+        Self {
+            base_url: None,
+            api_key: None,
+            providers: BTreeMap::new(),
+            aliases: BTreeMap::new(),
+            embedding_model: "@cf/baai/bge-base-en-v1.5".into(),
+            content_model: "@cf/meta/llama-3.1-8b-instruct".into(),
+            timeout: Duration::from_secs(25),
+            concurrency: 8,
+        }
+    }
+}
+
+/// One provider of the OpenAI shape.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AiProvider {
+    pub base_url: String,
+    #[serde(default, skip_serializing)]
+    #[schemars(with = "Option<String>")]
+    pub api_key: Option<SecretString>,
+    /// Models whose names begin so are asked here, for instance `["gpt-", "text-embedding-"]`.
+    pub models: Vec<String>,
+}
+
+/// Outgoing requests of `webhook-delivery`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Webhook {
+    /// `whsec_…` (base64): deliveries are signed by Standard Webhooks when it is set.
+    #[serde(skip_serializing)]
+    #[schemars(with = "Option<String>")]
+    pub secret: Option<SecretString>,
+    /// `false`, `true`, or the networks to allow: `["10.1.0.0/16"]`.
+    pub allow_private: AllowPrivate,
+}
+
+/// Requests of `crawl-website`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Crawl {
+    /// Sent with every request and looked for in robots.txt.
+    pub user_agent: String,
+    /// `false`, `true`, or the networks to allow.
+    pub allow_private: AllowPrivate,
+}
+
+impl Default for Crawl {
+    fn default() -> Self {
+        Self { user_agent: "queue-service/0.1".into(), allow_private: AllowPrivate::default() }
+    }
+}
+
+/// Which private addresses outgoing requests may reach.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum AllowPrivate {
+    All(bool),
+    Only(#[schemars(with = "Vec<String>")] Vec<IpNet>),
+}
+
+impl Default for AllowPrivate {
+    fn default() -> Self {
+        AllowPrivate::All(false)
+    }
+}
+
+/// How long finished jobs are kept, in whole days.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retention {
+    #[serde(with = "super::days")]
+    #[schemars(with = "String")]
+    pub completed: Duration,
+    #[serde(with = "super::days")]
+    #[schemars(with = "String")]
+    pub failed: Duration,
+    #[serde(with = "super::days")]
+    #[schemars(with = "String")]
+    pub cancelled: Duration,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        let days = |n: u64| Duration::from_secs(n * 24 * 3600);
+        Self { completed: days(30), failed: days(90), cancelled: days(30) }
+    }
+}
+
+/// Periods of the duties in the background. The defaults are right; tests shrink them.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Background {
+    /// Longest pause of the relay between two looks into the outbox.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub relay: Duration,
+    /// Time between two repair sweeps.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub sweep: Duration,
+    /// How long a due job may be pending before a sweep looks for its wake-up.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub overdue: Duration,
+    /// Time that a fresh batch has for its publish before the relay takes it.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub publish_grace: Duration,
+    /// How long a delivered message may be unanswered before the broker delivers it again. Fixed when a consumer is
+    /// made: it is never edited on a live one.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String")]
+    pub ack_wait: Duration,
+}
+
+impl Default for Background {
+    fn default() -> Self {
+        Self {
+            relay: Duration::from_millis(500),
+            sweep: Duration::from_secs(60),
+            overdue: Duration::from_secs(60),
+            publish_grace: Duration::from_secs(5),
+            ack_wait: Duration::from_secs(30),
+        }
+    }
+}
+
+/// The process's own log, on standard error.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// What is logged, for instance `info` or `queue_service=debug,warn`. `RUST_LOG` sets it too.
+    pub filter: String,
+    /// `text` or `json`.
+    pub format: LogFormat,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { filter: "info".into(), format: LogFormat::Text }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
