@@ -20,3 +20,12 @@ pub mod service;
 pub mod store;
 pub mod telemetry;
 pub mod worker;
+
+/// The Rust in these pages must compile.
+#[cfg(doctest)]
+mod pages {
+    #[doc = include_str!("../README.md")]
+    pub struct Readme;
+    #[doc = include_str!("../ARCHITECTURE.md")]
+    pub struct Architecture;
+}

@@ -145,6 +145,26 @@ impl Config {
     }
 }
 
+/// A duration as `"90d"`, whatever months there are in it for the general form.
+mod days {
+    use std::time::Duration;
+
+    use serde::{Deserializer, Serializer};
+
+    const DAY_S: u64 = 86_400;
+
+    pub fn serialize<S: Serializer>(span: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        if span.subsec_nanos() == 0 && span.as_secs().is_multiple_of(DAY_S) {
+            return to.collect_str(&format_args!("{}d", span.as_secs() / DAY_S));
+        }
+        humantime_serde::serialize(span, to)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        humantime_serde::deserialize(from)
+    }
+}
+
 /// A list of durations as `["1s", "5s"]`.
 pub mod duration_list {
     use std::time::Duration;

@@ -315,13 +315,13 @@ impl Default for AllowPrivate {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retention {
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "super::days")]
     #[schemars(with = "String")]
     pub completed: Duration,
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "super::days")]
     #[schemars(with = "String")]
     pub failed: Duration,
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "super::days")]
     #[schemars(with = "String")]
     pub cancelled: Duration,
 }
