@@ -6,6 +6,7 @@ mod bad_input;
 mod books;
 mod cancel;
 mod child;
+mod cli;
 mod crash;
 mod dead_letter;
 mod delay;
