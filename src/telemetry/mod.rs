@@ -31,10 +31,8 @@ pub fn init(log: &Log) -> Result<(), Error> {
         EnvFilter::builder().parse(&filter).map_err(|source| Error::Filter { filter: log.filter.clone(), source })?;
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let watched = std::io::stderr().is_terminal();
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(watched && !plain)
-        .with_writer(std::io::stderr);
+    let lines =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(watched && !plain).with_writer(std::io::stderr);
     match log.format {
         // The day and the module say nothing to somebody who sees the lines come.
         LogFormat::Text if watched => {

@@ -133,7 +133,9 @@ impl Report {
         let risk = match (why.was_not_heard(), one) {
             (true, true) => "it was not enqueued",
             (true, false) => "they were not enqueued",
-            (false, true) => "with an idempotencyKey it can be sent again without harm, else it may be enqueued twice then",
+            (false, true) => {
+                "with an idempotencyKey it can be sent again without harm, else it may be enqueued twice then"
+            }
             (false, false) => {
                 "those with an idempotencyKey can be sent again without harm, others may be enqueued twice then"
             }
