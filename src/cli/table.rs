@@ -10,6 +10,7 @@ use super::output::{Output, Tone};
 /// A line between header and rows, none between rows: a screen should hold many.
 const LOOK: TableStyle = UTF8_HORIZONTAL_ONLY
     .top_border(LineStyle::none())
+    .header_separator(LineStyle::none().fill('─').junction('─'))
     .row_separator(LineStyle::none())
     .bottom_border(LineStyle::none());
 /// Between two columns.
@@ -60,6 +61,9 @@ fn fit(table: &mut Table, columns: &Columns<'_>) {
             column.set_constraint(ColumnConstraint::Hidden);
         } else if !columns.flexible.contains(&i) {
             column.set_constraint(ColumnConstraint::ContentWidth);
+        } else {
+            // Cut off where the room ends, not after the last word that fits: no text has this one.
+            column.set_delimiter('\0');
         }
     }
 }

@@ -31,7 +31,7 @@ pub(super) async fn run(ops: &Ops, sandbox: &Sandbox) {
             to_cancel = Some(reply.job_id);
         }
     }
-    eprintln!("The demo has enqueued {n} jobs: see `queue-service list` and `queue-service stats`");
+    eprintln!("The demo has enqueued {n} jobs: `list`, `stats` and `watch` show them");
     let Some(id) = to_cancel else { return };
     let running = async {
         loop {

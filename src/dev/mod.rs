@@ -115,7 +115,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
             if let Some(path) = &options.ready_file {
                 ready.write(path).with_context(|| format!("could not write {}", path.display()))?;
             }
-            banner::ready(&ready);
+            banner::ready(&ready, options.data.is_some());
             if options.demo {
                 demo::run(service.ops(), &sandbox).await;
             }

@@ -71,7 +71,7 @@ pub async fn start(
     let door = Door { ops, bodies: body::Bodies::new(), payload_limit, started: Instant::now(), stop: stop.clone() };
     let router = routes::all(Arc::new(door), gate::Gate::new(config), extra);
     tasks.spawn(listen::serve(listener, router, stop));
-    tracing::info!(%address, "HTTP answers on http://{address}");
+    tracing::info!(%address, "HTTP answers");
     Ok(address)
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, fmt::time::ChronoLocal};
 
 use crate::config::{Log, LogFormat};
 
@@ -14,7 +14,7 @@ pub enum Error {
     Twice(#[source] tracing_subscriber::util::TryInitError),
 }
 
-/// Sends the log to standard error, coloured only where somebody looks at it.
+/// Sends the log to standard error: for somebody who looks at it short and in colours, else complete.
 ///
 /// # Errors
 /// A filter that is none.
@@ -30,11 +30,14 @@ pub fn init(log: &Log) -> Result<(), Error> {
     let filter =
         EnvFilter::builder().parse(&filter).map_err(|source| Error::Filter { filter: log.filter.clone(), source })?;
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal() && !plain)
-        .with_writer(std::io::stderr);
+    let watched = std::io::stderr().is_terminal();
+    let lines =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(watched && !plain).with_writer(std::io::stderr);
     match log.format {
+        // The day and the module say nothing to somebody who sees the lines come.
+        LogFormat::Text if watched => {
+            lines.with_timer(ChronoLocal::new("%H:%M:%S%.3f".into())).with_target(false).finish().try_init()
+        }
         LogFormat::Text => lines.finish().try_init(),
         LogFormat::Json => lines.json().flatten_event(true).finish().try_init(),
     }

@@ -129,12 +129,19 @@ impl Report {
     fn unsent(&self, why: &CallError) -> String {
         let name = |&(from, to): &(u64, u64)| if from == to { from.to_string() } else { format!("{from}-{to}") };
         let lines = self.unanswered.iter().map(name).collect::<Vec<_>>().join(", ");
-        let risk = if why.was_not_heard() {
-            "they were not enqueued"
-        } else {
-            "those with an idempotencyKey can be sent again without harm, others may be enqueued twice then"
+        let one = matches!(self.unanswered[..], [(from, to)] if from == to);
+        let risk = match (why.was_not_heard(), one) {
+            (true, true) => "it was not enqueued",
+            (true, false) => "they were not enqueued",
+            (false, true) => {
+                "with an idempotencyKey it can be sent again without harm, else it may be enqueued twice then"
+            }
+            (false, false) => {
+                "those with an idempotencyKey can be sent again without harm, others may be enqueued twice then"
+            }
         };
-        format!("no answer for lines {lines}: {risk}; nothing after line {} was sent", self.last)
+        let noun = if one { "line" } else { "lines" };
+        format!("no answer for {noun} {lines}: {risk}; nothing after line {} was sent", self.last)
     }
 
     fn sum(&self) -> String {
