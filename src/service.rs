@@ -241,9 +241,6 @@ async fn migrate(store: &Store, config: &Config) -> Result<(), Error> {
 /// What kept the service from starting.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let service = Service::start(config).await?;
-    if let Some(address) = service.http_address() {
-        tracing::info!("HTTP on http://{address}");
-    }
     let mut signals = Signals::new()?;
     tokio::select! {
         _ = signals.next() => tracing::info!("stopping: running jobs may finish; once more to hurry"),
