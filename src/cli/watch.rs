@@ -26,6 +26,9 @@ use crate::{
 /// An end that the row knows of already: its event is on the way.
 const LAST_EVENTS: Duration = Duration::from_millis(500);
 
+const PROGRESS: &str = "{bar:30} {pos:>3} %  {msg}  {elapsed}";
+const NO_PROGRESS: &str = "{spinner} {elapsed}";
+
 #[derive(Debug, Args)]
 #[command(after_help = "\
 For one job: its state now, then what happens to it until it is over; the exit code is 0 for completed, 6 for failed or \
@@ -149,6 +152,7 @@ async fn one(id: JobId, client: &Client, out: &Output) -> anyhow::Result<Exit> {
 fn show(payload: &[u8], bar: &ProgressBar, out: &Output) -> anyhow::Result<bool> {
     let event: Event = serde_json::from_slice(payload).unwrap_or_default();
     if let Some(percent) = event.percent {
+        bar.set_style(style(PROGRESS));
         bar.set_position(percent.clamp(0.0, 100.0) as u64);
         bar.set_message(event.message.as_deref().map(clean).unwrap_or_default());
     }
@@ -209,17 +213,24 @@ fn summary(job: &Job, out: &Output) -> String {
     format!("{} {}: {}, {}", clean(&job.r#type), clean(&job.id), out.paint(tone(&state), &state), facts.join(", "))
 }
 
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
 /// A bar where somebody looks at it; else hidden.
 fn progress_bar(job: &Job, out: &Output) -> ProgressBar {
     if out.quiet || out.json || !out.terminal {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(100);
-    let template = "{bar:30} {pos:>3} %  {msg}  {elapsed}";
-    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
-    if let Some(progress) = &job.progress {
-        bar.set_position(progress.percent.clamp(0.0, 100.0) as u64);
-        bar.set_message(progress.message.as_deref().map(clean).unwrap_or_default());
+    match &job.progress {
+        Some(progress) => {
+            bar.set_style(style(PROGRESS));
+            bar.set_position(progress.percent.clamp(0.0, 100.0) as u64);
+            bar.set_message(progress.message.as_deref().map(clean).unwrap_or_default());
+        }
+        // Many jobs never tell how far they are.
+        None => bar.set_style(style(NO_PROGRESS)),
     }
     bar.enable_steady_tick(Duration::from_millis(200));
     bar

@@ -29,7 +29,7 @@ use std::{
 
 use sea_orm::{DatabaseConnection, SqlxPostgresConnector};
 use sqlx::{
-    AssertSqlSafe, FromRow, PgPool, Postgres,
+    AssertSqlSafe, ConnectOptions as _, FromRow, PgPool, Postgres,
     pool::PoolConnection,
     postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow},
     query::QueryAs,
@@ -184,8 +184,8 @@ impl Store {
     /// The database is away, or a migration fails; the schema is then as before that migration.
     pub async fn migrate(&self, schema: &str) -> Result<(), Error> {
         let failed = |e| Error::of("migrations", e);
-        // Migrations may take longer than any statement of the service.
-        let options = self.options.clone().options([("statement_timeout", "0")]);
+        // Migrations may take longer than any statement of the service, which is no reason to log all of their text.
+        let options = self.options.clone().options([("statement_timeout", "0")]).disable_statement_logging();
         let one = PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE);
         let pool = one.connect_with(options).await.map_err(failed)?;
         // IF NOT EXISTS still fails when two make it at the same instant: one at a time.
