@@ -7,7 +7,10 @@ use std::{
 };
 
 use rustix::process::Signal;
-use tokio::{io::AsyncReadExt, net::TcpStream};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    net::TcpStream,
+};
 
 use super::{
     postgres::free_port,
@@ -53,7 +56,8 @@ impl Nats {
         end_leftover(&pid_file, &config.display().to_string(), STOP);
         for _ in 0..5 {
             let port = choose(port).map_err(failed)?.ok_or_else(|| Error::PortTaken(port.wanted()))?;
-            std::fs::write(&config, configuration(port, &folder.join("store"))).map_err(failed)?;
+            let name = format!("queue-service-dev-{:016x}", rand::random::<u64>());
+            std::fs::write(&config, configuration(&name, port, &folder.join("store"))).map_err(failed)?;
             let program = Program {
                 name: "nats-server",
                 path: path.clone(),
@@ -65,7 +69,7 @@ impl Nats {
                 stop_signal: Signal::TERM,
             };
             let nats = Self { kept: Kept::start(program).map_err(failed)?, port };
-            if nats.answers().await {
+            if nats.answers(&name).await {
                 return Ok(nats);
             }
         }
@@ -85,13 +89,15 @@ impl Nats {
         self.kept.stop(STOP);
     }
 
-    /// The server greets every connection with its INFO line.
-    async fn answers(&self) -> bool {
+    /// The server greets every connection with its INFO line, which has its name. Another name: somebody else was quicker
+    /// to take the port.
+    async fn answers(&self, name: &str) -> bool {
         let began = Instant::now();
         while began.elapsed() < START && !self.kept.has_ended() {
-            if let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).await {
-                let mut greeting = [0; 4];
-                if stream.read_exact(&mut greeting).await.is_ok() && &greeting == b"INFO" {
+            if let Ok(stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).await {
+                let mut greeting = String::new();
+                let read = BufReader::new(stream).read_line(&mut greeting).await;
+                if read.is_ok() && greeting.starts_with("INFO") && greeting.contains(name) {
                     return true;
                 }
             }
@@ -135,9 +141,10 @@ fn find_server() -> Option<PathBuf> {
     if super::process::is_program(own) { own.canonicalize().ok() } else { find("nats-server") }
 }
 
-fn configuration(port: u16, store: &Path) -> String {
+fn configuration(name: &str, port: u16, store: &Path) -> String {
     format!(
         "# Written at each start of `queue-service dev`.\n\
+         server_name: \"{name}\"\n\
          listen: \"127.0.0.1:{port}\"\n\
          jetstream {{\n    store_dir: \"{}\"\n    max_file_store: 8GB\n    max_memory_store: 64MB\n}}\n",
         store.display()

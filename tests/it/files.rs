@@ -411,7 +411,7 @@ mod nats_settings {
         // The dead letter is in its stream, acknowledged, and the work stream is empty again.
         until(|| async {
             let health: Value = client.get(running.url("/health")).send().await.unwrap().json().await.unwrap();
-            (health["checks"]["jetstream"]["detail"] == "0 messages wait").then_some(())
+            (health["checks"]["jetstream"]["detail"] == "0 waiting").then_some(())
         })
         .await;
         let database = guarded.place.database().await;
