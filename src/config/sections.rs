@@ -87,6 +87,7 @@ impl Default for Database {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Http {
+    /// Whether this process answers HTTP.
     pub enabled: bool,
     /// Address and port. Any other address than loopback needs `token`, or `insecure`.
     #[schemars(with = "String")]
@@ -109,6 +110,7 @@ impl Default for Http {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rpc {
+    /// Whether this process answers requests over NATS.
     pub enabled: bool,
     /// Requests that are worked on at the same time; more are answered `overloaded`.
     pub max_in_flight: usize,
@@ -124,6 +126,7 @@ impl Default for Rpc {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Worker {
+    /// Whether this process runs jobs.
     pub enabled: bool,
     /// Types that this process runs; empty: all it knows.
     pub types: Vec<String>,
@@ -223,6 +226,7 @@ pub struct Ai {
     /// Root of an API of the OpenAI shape, for instance `https://api.openai.com/v1`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base_url: Option<String>,
+    /// Key of that API, sent as a bearer token.
     #[serde(skip_serializing)]
     #[schemars(with = "Option<String>")]
     pub api_key: Option<SecretString>,
@@ -315,12 +319,15 @@ impl Default for AllowPrivate {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retention {
+    /// Jobs that are done.
     #[serde(with = "super::days")]
     #[schemars(with = "String")]
     pub completed: Duration,
+    /// Jobs that failed for good.
     #[serde(with = "super::days")]
     #[schemars(with = "String")]
     pub failed: Duration,
+    /// Jobs that somebody stopped.
     #[serde(with = "super::days")]
     #[schemars(with = "String")]
     pub cancelled: Duration,

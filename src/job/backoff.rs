@@ -6,7 +6,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The retry schedule of a type. By default `min(60 s · 2^(n-1), 3600 s)` after failed attempt n: 60, 120, 240 …
-/// (wire contract, section Configuration).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetryPolicy {
