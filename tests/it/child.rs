@@ -20,6 +20,8 @@ pub struct Program {
     child: Child,
     pid: Pid,
     log: Log,
+    /// Read both outputs to their end.
+    readers: tokio::task::JoinSet<()>,
     _config: Option<tempfile::NamedTempFile>,
 }
 
@@ -47,9 +49,10 @@ impl Program {
         let mut child = command.kill_on_drop(true).spawn().unwrap();
         let pid = Pid::from_raw(child.id().unwrap() as i32).unwrap();
         let log = Log { text: Arc::default(), lines: watch::channel(0).0 };
-        tokio::spawn(log.clone().follow(child.stdout.take().unwrap()));
-        tokio::spawn(log.clone().follow(child.stderr.take().unwrap()));
-        Self { child, pid, log, _config: file }
+        let mut readers = tokio::task::JoinSet::new();
+        readers.spawn(log.clone().follow(child.stdout.take().unwrap()));
+        readers.spawn(log.clone().follow(child.stderr.take().unwrap()));
+        Self { child, pid, log, readers, _config: file }
     }
 
     /// Starts `serve` with these settings, and returns when its worker takes jobs.
@@ -68,9 +71,14 @@ impl Program {
         kill_process(self.pid, signal).unwrap();
     }
 
-    /// Returns when the process has ended.
+    /// Returns when the process has ended and all that it wrote is in the log.
     pub async fn ended(&mut self) -> ExitStatus {
-        let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await;
+        let ended = tokio::time::timeout(PATIENCE, async {
+            let status = self.child.wait().await;
+            while self.readers.join_next().await.is_some() {}
+            status
+        });
+        let ended = ended.await;
         ended.unwrap_or_else(|_| panic!("the program goes on:\n{}", self.log())).unwrap()
     }
 

@@ -392,7 +392,7 @@ mod nats_settings {
     #[tokio::test(flavor = "multi_thread")]
     async fn the_services_own_user_may_do_all_that_the_service_does() {
         let guarded = Guarded::start().await;
-        let nats = guarded.user("reader", "READER").await;
+        let (nats, itself) = (guarded.user("reader", "READER").await, guarded.user("service", "SERVICE").await);
         let running = Running { service: guarded.service, nats: nats.client, config: guarded.place.config.clone() };
         let client = reqwest::Client::new();
         let enqueue = async |payload: Value| {
@@ -408,12 +408,14 @@ mod nats_settings {
         client.delete(running.url(&format!("/jobs/{cancelled}"))).send().await.unwrap();
         assert_eq!(running.finished(&cancelled).await["status"], "cancelled");
 
-        // The dead letter is in its stream, acknowledged, and the work stream is empty again.
-        until(|| async {
-            let health: Value = client.get(running.url("/health")).send().await.unwrap().json().await.unwrap();
-            (health["checks"]["jetstream"]["detail"] == "0 waiting").then_some(())
-        })
-        .await;
+        // The dead letter is in its stream, and every wake-up has been acknowledged.
+        for (stream, messages) in [("background-jobs-dlq", 1), ("background-jobs", 0)] {
+            until(|| async {
+                let info = itself.ask(&format!("$JS.API.STREAM.INFO.{stream}"), &json!({})).await;
+                (info["state"]["messages"] == messages).then_some(())
+            })
+            .await;
+        }
         let database = guarded.place.database().await;
         until(|| async {
             let left: i64 = sqlx::query_scalar("SELECT count(*) FROM outbox").fetch_one(&database).await.unwrap();
