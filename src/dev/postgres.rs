@@ -162,7 +162,7 @@ fn settings(port: u16, durability: Durability) -> Vec<String> {
 }
 
 /// Where `initdb` and `postgres` are: Debian keeps them out of the PATH.
-fn find_bin() -> Option<PathBuf> {
+pub fn find_bin() -> Option<PathBuf> {
     let mut versions: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()
@@ -177,7 +177,10 @@ fn find_bin() -> Option<PathBuf> {
 }
 
 /// Whom Postgres runs as; `None`: as we do.
-fn server_user() -> Result<Option<User>, Error> {
+///
+/// # Errors
+/// We are root, and there is nobody else.
+pub fn server_user() -> Result<Option<User>, Error> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
     }

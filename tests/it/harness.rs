@@ -115,7 +115,8 @@ impl Place {
 
     async fn client_of(&self, service: Service) -> Running {
         let options = async_nats::ConnectOptions::new().request_timeout(Some(PATIENCE));
-        let nats = options.connect(&self.config.nats.url).await.unwrap();
+        let servers: Vec<&str> = self.config.nats.url.split(',').collect();
+        let nats = options.connect(servers).await.unwrap();
         Running { service, nats, config: self.config.clone() }
     }
 

@@ -1,6 +1,6 @@
-//! A wire between the service and Postgres that a test can cut, or silence in the way a failing network does.
+//! A wire between two programs that a test can cut, slow down, or silence in the way a failing network does.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -18,6 +18,12 @@ pub enum Mode {
     Pass,
     /// Connections are made and stay open, and nothing arrives any more on any of them: not even later.
     Blackhole,
+    /// What is asked never arrives, and the other side goes on talking.
+    LostRequests,
+    /// What is asked arrives and is carried out; what is answered never arrives.
+    LostAnswers,
+    /// Everything arrives, each piece so much later.
+    Slow(Duration),
     /// All connections are closed, and new ones at once.
     Cut,
 }
@@ -25,6 +31,9 @@ pub enum Mode {
 pub struct Proxy {
     pub address: SocketAddr,
     mode: watch::Sender<Mode>,
+    target: watch::Sender<SocketAddr>,
+    /// Grows at each cut, so that none is missed however short it is.
+    cuts: watch::Sender<u32>,
     listener: tokio::task::JoinHandle<()>,
 }
 
@@ -33,16 +42,29 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (mode, seen) = watch::channel(Mode::Pass);
+        let (target, aim) = watch::channel(target);
+        let (cuts, cut) = watch::channel(0);
         let listener = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(carry(client, target, seen.clone()));
+                let target = *aim.borrow();
+                let mut cut = cut.clone();
+                cut.mark_unchanged();
+                tokio::spawn(carry(client, target, seen.clone(), cut));
             }
         });
-        Self { address, mode, listener }
+        Self { address, mode, target, cuts, listener }
+    }
+
+    /// Leads new connections elsewhere, as a name or a virtual address does after a failover.
+    pub fn lead_to(&self, target: SocketAddr) {
+        self.target.send_replace(target);
     }
 
     pub fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
+        if mode == Mode::Cut {
+            self.cuts.send_modify(|cuts| *cuts += 1);
+        }
     }
 }
 
@@ -54,23 +76,27 @@ impl Drop for Proxy {
 }
 
 /// Lives as long as the connection; what it once swallowed makes the connection useless for good.
-async fn carry(client: TcpStream, target: SocketAddr, mut mode: watch::Receiver<Mode>) {
+async fn carry(client: TcpStream, target: SocketAddr, mode: watch::Receiver<Mode>, mut cut: watch::Receiver<u32>) {
+    if *mode.borrow() == Mode::Cut {
+        return;
+    }
     let Ok(server) = TcpStream::connect(target).await else { return };
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
     tokio::select! {
-        _ = copy(from_client, to_server, mode.clone()) => {}
-        _ = copy(from_server, to_client, mode.clone()) => {}
-        _ = mode.wait_for(|mode| *mode == Mode::Cut) => {}
+        _ = copy(from_client, to_server, mode.clone(), Mode::LostRequests) => {}
+        _ = copy(from_server, to_client, mode.clone(), Mode::LostAnswers) => {}
+        _ = cut.changed() => {}
     }
 }
 
-async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut mode: watch::Receiver<Mode>) {
+async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut mode: watch::Receiver<Mode>, lost_here: Mode) {
     let mut bytes = vec![0; 64 * 1024];
-    let mut swallow = *mode.borrow_and_update() == Mode::Blackhole;
+    let loses = |mode: Mode| mode == Mode::Blackhole || mode == lost_here;
+    let mut swallow = loses(*mode.borrow_and_update());
     loop {
         let n = tokio::select! {
             _ = mode.changed() => {
-                swallow |= *mode.borrow_and_update() == Mode::Blackhole;
+                swallow |= loses(*mode.borrow_and_update());
                 continue;
             }
             read = from.read(&mut bytes) => read.unwrap_or(0),
@@ -80,6 +106,10 @@ async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut mode: watch::
                 return;
             }
             continue;
+        }
+        let now = *mode.borrow();
+        if let Mode::Slow(delay) = now {
+            tokio::time::sleep(delay).await;
         }
         if n == 0 || to.write_all(&bytes[..n]).await.is_err() {
             return;
