@@ -49,6 +49,9 @@ pub enum Refused {
     Paused,
     /// Another run holds it and its lease is current.
     Held,
+    /// Its last runs ended with the death of their workers, and maybe it was what killed them: a worker may hold one
+    /// such job at a time, by [`Store::claim_alone`].
+    Suspect,
     /// The row says another type than the message: somebody wrote one of them by hand.
     Mismatch,
 }
@@ -68,7 +71,18 @@ pub struct Round {
     pub freed: Vec<Freed>,
 }
 
-const CLAIM: &str = r#"
+/// Whether a job of the table `j` may be what killed its workers: its last run was lost, and the one before as well or
+/// this is its last attempt. A single death is no reason: all that the worker had in hand would have to go one by one.
+macro_rules! suspect {
+    () => {
+        "(j.errors IS NOT NULL AND j.errors -> -1 ->> 'kind' IS NOT DISTINCT FROM 'lost'
+          AND (j.attempt + 1 >= j.max_attempts OR j.errors -> -2 ->> 'kind' IS NOT DISTINCT FROM 'lost'))"
+    };
+}
+
+/// `$4`: also those that are suspects.
+const CLAIM: &str = concat!(
+    r#"
 WITH claimed AS (
     UPDATE jobs AS j
     SET status = 'processing', attempt = j.attempt + 1, run = j.run + 1, worker_id = $3, started_at = clock_timestamp()
@@ -76,6 +90,9 @@ WITH claimed AS (
     WHERE j.id = wanted.id AND j.type = wanted.type
       AND j.status = 'pending' AND j.run_at <= clock_timestamp() AND j.attempt < j.max_attempts
       AND j.type <> ALL (ARRAY(SELECT type FROM job_types WHERE paused_at IS NOT NULL))
+      AND ($4 OR NOT "#,
+    suspect!(),
+    r#")
     RETURNING j.id, j.type, j.priority, j.run, j.attempt, j.max_attempts, j.timeout_ms, j.run_at, j.payload, j.checkpoint,
               j.tags, j.created_at
 ), counted AS (
@@ -84,14 +101,19 @@ WITH claimed AS (
     FROM claimed CROSS JOIN (VALUES ('pending', -1), ('processing', 1)) AS change (status, sign)
     GROUP BY type, change.status, change.sign
 )
-SELECT * FROM claimed"#;
+SELECT * FROM claimed"#
+);
 
-const WHY_NOT: &str = r#"
+const WHY_NOT: &str = concat!(
+    r#"
 SELECT j.id, j.type, j.status,
        (extract(epoch FROM j.run_at - clock_timestamp()) * 1000000)::int8 AS due_in_us,
-       coalesce(w.expires_at > clock_timestamp(), false) AS holder_alive
+       coalesce(w.expires_at > clock_timestamp(), false) AS holder_alive, "#,
+    suspect!(),
+    r#" AS suspect
 FROM jobs j LEFT JOIN workers w ON w.id = j.worker_id
-WHERE j.id = ANY($1)"#;
+WHERE j.id = ANY($1)"#
+);
 
 #[derive(sqlx::FromRow)]
 struct WhyNot {
@@ -100,6 +122,14 @@ struct WhyNot {
     status: String,
     due_in_us: i64,
     holder_alive: bool,
+    suspect: bool,
+}
+
+/// Whether suspects are claimed as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Suspects {
+    Left,
+    Taken,
 }
 
 impl Store {
@@ -112,9 +142,26 @@ impl Store {
     /// As for every statement; jobs may have been claimed all the same when the answer was lost. [`Store::held_by`]
     /// tells which.
     pub async fn claim(&self, wanted: &[(JobId, String)], worker_id: &str) -> Result<Round, Error> {
-        let mut won = self.claim_once(wanted, worker_id).await?;
+        self.claim_among(wanted, worker_id, Suspects::Left).await
+    }
+
+    /// As [`Store::claim`], for one job that is a [`Refused::Suspect`]; the caller holds no other such job.
+    ///
+    /// # Errors
+    /// As [`Store::claim`].
+    pub async fn claim_alone(&self, wanted: (JobId, String), worker_id: &str) -> Result<Round, Error> {
+        self.claim_among(&[wanted], worker_id, Suspects::Taken).await
+    }
+
+    async fn claim_among(
+        &self,
+        wanted: &[(JobId, String)],
+        worker_id: &str,
+        suspects: Suspects,
+    ) -> Result<Round, Error> {
+        let mut won = self.claim_once(wanted, worker_id, suspects).await?;
         if won.len() == wanted.len() {
-            return Ok(Round { claims: answers(wanted, won, &HashMap::new()), freed: Vec::new() });
+            return Ok(Round { claims: answers(wanted, won, &HashMap::new(), suspects), freed: Vec::new() });
         }
         let mut why = self.why_not(wanted, &won).await?;
         let stale: Vec<Uuid> =
@@ -123,10 +170,10 @@ impl Store {
         if !stale.is_empty() {
             freed = self.release_lost(&stale, WakeUp::NotNeeded).await?;
             let again: Vec<_> = wanted.iter().filter(|(id, _)| stale.contains(id)).cloned().collect();
-            won.extend(self.claim_once(&again, worker_id).await?);
+            won.extend(self.claim_once(&again, worker_id, suspects).await?);
             why = self.why_not(wanted, &won).await?;
         }
-        Ok(Round { claims: answers(wanted, won, &why), freed })
+        Ok(Round { claims: answers(wanted, won, &why, suspects), freed })
     }
 
     /// Which of `ids` this worker holds, with the number of the run.
@@ -154,7 +201,12 @@ impl Store {
         self.finish(&settlements, Retried::Yes).await.map(|_| ())
     }
 
-    async fn claim_once(&self, wanted: &[(JobId, String)], worker_id: &str) -> Result<HashMap<JobId, Claimed>, Error> {
+    async fn claim_once(
+        &self,
+        wanted: &[(JobId, String)],
+        worker_id: &str,
+        suspects: Suspects,
+    ) -> Result<HashMap<JobId, Claimed>, Error> {
         // Sorted, so that two batches that share rows lock them in the same order.
         let mut sorted: Vec<_> = wanted.iter().collect();
         sorted.sort();
@@ -162,7 +214,8 @@ impl Store {
         let query = sqlx::query_as(CLAIM)
             .bind(sorted.iter().map(|w| w.0).collect::<Vec<_>>())
             .bind(sorted.iter().map(|w| w.1.as_str()).collect::<Vec<_>>())
-            .bind(worker_id);
+            .bind(worker_id)
+            .bind(suspects == Suspects::Taken);
         let rows: Vec<Claimed> = self.hot_all("claim", query).await?;
         Ok(rows.into_iter().map(|job| (job.id, job)).collect())
     }
@@ -178,7 +231,12 @@ impl Store {
     }
 }
 
-fn answers(wanted: &[(JobId, String)], mut won: HashMap<JobId, Claimed>, why: &HashMap<JobId, WhyNot>) -> Vec<Claim> {
+fn answers(
+    wanted: &[(JobId, String)],
+    mut won: HashMap<JobId, Claimed>,
+    why: &HashMap<JobId, WhyNot>,
+    suspects: Suspects,
+) -> Vec<Claim> {
     let answer = |(id, job_type): &(JobId, String)| {
         if let Some(job) = won.remove(id) {
             return Claim::Won(Box::new(job));
@@ -188,6 +246,7 @@ fn answers(wanted: &[(JobId, String)], mut won: HashMap<JobId, Claimed>, why: &H
             Some(row) if row.r#type != *job_type => Refused::Mismatch,
             Some(row) if row.status == "processing" => Refused::Held,
             Some(row) if row.due_in_us > 0 => Refused::NotDue(Duration::from_micros(row.due_in_us as u64)),
+            Some(row) if row.suspect && suspects == Suspects::Left => Refused::Suspect,
             Some(_) => Refused::Paused,
         })
     };

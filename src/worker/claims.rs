@@ -17,7 +17,10 @@ use crate::{
     flow::{Batcher, batcher::Size},
     job::model::JobId,
     ops::{error::chain, lost},
-    store::{Error, claim::Claim},
+    store::{
+        Error,
+        claim::{Claim, Round},
+    },
 };
 
 /// A message in hand → what became of its claim; `None`: the database can't be used right now.
@@ -66,18 +69,16 @@ impl Unheard {
         let _under_way = self.under_way.read().await;
         let wanted: Vec<_> = runs.iter().map(|run| (run.id, run.job_type.clone())).collect();
         let round = deps.store.claim(&wanted, worker_id).await.inspect_err(|_| self.note(&wanted))?;
-        let (claims, freed) = (round.claims, round.freed);
-        if !freed.is_empty() {
-            lost::tell(&deps.broker, &freed).await;
-            // One of them may have ended as a dead letter.
-            deps.relay.notify_one();
-        }
-        for (run, claim) in runs.iter().zip(&claims) {
-            if let Claim::Won(job) = claim {
-                run.note_claim(job.run, job.attempt as u16);
-            }
-        }
-        Ok(claims)
+        Ok(announce(deps, runs, round).await)
+    }
+
+    /// Claims one job that may be what killed its workers. By itself: such jobs are rare.
+    pub async fn claim_alone(&self, deps: &Deps, worker_id: &str, run: &Arc<Run>) -> Result<Option<Claim>, Error> {
+        let _under_way = self.under_way.read().await;
+        let wanted = (run.id, run.job_type.clone());
+        let claimed = deps.store.claim_alone(wanted.clone(), worker_id).await;
+        let round = claimed.inspect_err(|_| self.note(std::slice::from_ref(&wanted)))?;
+        Ok(announce(deps, std::slice::from_ref(run), round).await.pop())
     }
 
     fn note(&self, wanted: &[(JobId, String)]) {
@@ -105,6 +106,22 @@ impl Unheard {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<JobId, Instant>> {
         self.ids.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Notes what was won, and tells what was taken from dead workers for it.
+async fn announce(deps: &Deps, runs: &[Arc<Run>], round: Round) -> Vec<Claim> {
+    let (claims, freed) = (round.claims, round.freed);
+    if !freed.is_empty() {
+        lost::tell(&deps.broker, &freed).await;
+        // One of them may have ended as a dead letter.
+        deps.relay.notify_one();
+    }
+    for (run, claim) in runs.iter().zip(&claims) {
+        if let Claim::Won(job) = claim {
+            run.note_claim(job.run, job.attempt as u16);
+        }
+    }
+    claims
 }
 
 /// Looks after claims that had no answer, until the last run has ended.

@@ -51,6 +51,8 @@ pub(crate) struct Shared {
     pub deps: Deps,
     pub claims: claims::Claims,
     pub unheard: Arc<claims::Unheard>,
+    /// Taken by the one run that may be what killed workers before.
+    pub suspect: tokio::sync::Semaphore,
     pub outcomes: outcomes::Outcomes,
     pub running: Running,
     pub watermarks: Watermarks,
@@ -97,6 +99,7 @@ impl Worker {
         let shared = Arc::new(Shared {
             claims: claims::start(&deps, &id, &unheard, &batch_tasks),
             unheard,
+            suspect: tokio::sync::Semaphore::new(1),
             outcomes: outcomes::start(&deps, &batch_tasks),
             running: Running::default(),
             watermarks,

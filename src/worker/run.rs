@@ -22,6 +22,7 @@ use crate::{
     },
     handlers::{RunContext, context::Notes},
     job::{Failure, FailureKind, Outcome, Status, Verdict, json, settle},
+    ops::error::chain,
     store::{
         claim::{Claim, Claimed, Refused},
         finish::{Recorded, Settlement, WakeUp},
@@ -32,6 +33,8 @@ use crate::{
 const LONGEST_NAK: Duration = Duration::from_secs(3600);
 /// When a message comes again whose row can't be looked at, or whose type is paused.
 const LATER: Duration = Duration::from_secs(1);
+/// When a suspect comes again while another one is in hand.
+const NEXT_SUSPECT: Duration = Duration::from_millis(500);
 
 /// Carries out what a message asks for. Returns when it is answered, or when it must not be.
 pub(crate) async fn carry_out(shared: Arc<Shared>, lineup: Arc<Lineup>, delivery: Delivery) {
@@ -54,11 +57,20 @@ async fn carry_out_tracked(shared: &Arc<Shared>, lineup: &Lineup, run: &Arc<Run>
         run.let_go();
         return run.ack.nak(broker, Duration::ZERO).await;
     }
-    let claim = shared.claims.submit(run.clone()).await;
+    let mut claim = shared.claims.submit(run.clone()).await.unwrap_or_default();
+    // Held to the end of the run.
+    let mut _turn = None;
+    if let Some(Claim::Refused(Refused::Suspect)) = claim
+        && let Ok(turn) = shared.suspect.try_acquire()
+    {
+        _turn = Some(turn);
+        let claimed = shared.unheard.claim_alone(&shared.deps, &shared.id, run).await;
+        claim = claimed.inspect_err(|e| tracing::warn!("could not claim: {}", chain(e))).unwrap_or_default();
+    }
     let job = match claim {
-        Ok(Some(Claim::Won(job))) => job,
-        Ok(Some(Claim::Refused(refused))) => return refuse(shared, run, refused).await,
-        Ok(None) | Err(_) => {
+        Some(Claim::Won(job)) => job,
+        Some(Claim::Refused(refused)) => return refuse(shared, run, refused).await,
+        None => {
             run.let_go();
             return run.ack.nak(broker, LATER).await;
         }
@@ -111,6 +123,8 @@ async fn refuse(shared: &Shared, run: &Run, refused: Refused) {
         }
         Refused::NotDue(_) => run.ack.nak(broker, LONGEST_NAK).await,
         Refused::Paused => run.ack.nak(broker, LATER).await,
+        // Not claimed, so that it loses no attempt if the one in hand kills this worker, too.
+        Refused::Suspect => run.ack.nak(broker, NEXT_SUSPECT).await,
         // Kept as a hint for the case that the holder dies: by then its lease is over.
         Refused::Held => run.ack.nak(broker, shared.deps.config.worker.lease).await,
         Refused::Mismatch => {

@@ -34,6 +34,7 @@ mod outage;
 mod own;
 mod pause;
 mod plans;
+mod poison;
 mod probe;
 mod progress;
 mod proxy;

@@ -121,8 +121,14 @@ async fn make(real: &Real, model: &mut Model, next: Move) {
         Move::Claim { worker } => {
             real.beat(worker, HOUR).await;
             model.alive[worker] = true;
+            let held_by_dead = model.held_by_dead();
             let mut round = real.store.claim(&[(id, "probe".into())], &real.workers[worker]).await.unwrap();
-            assert_eq!(round.freed.len(), usize::from(model.held_by_dead()));
+            assert_eq!(round.freed.len(), usize::from(held_by_dead));
+            if let Claim::Refused(Refused::Suspect) = round.claims[0] {
+                let alone = real.store.claim_alone((id, "probe".into()), &real.workers[worker]).await.unwrap();
+                assert_eq!(alone.freed, []);
+                round.claims = alone.claims;
+            }
             if let Some(freed) = round.freed.pop() {
                 model.take_over();
                 assert_eq!((freed.attempt, freed.status), (model.state.attempt, model.state.status));
