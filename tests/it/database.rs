@@ -188,25 +188,20 @@ async fn a_job_whose_commit_got_no_answer_is_one_job_for_the_caller_who_asks_aga
     let (place, proxy) = place_behind_proxy().await;
     let service = place.start().await;
     let beside = beside_the_wire(&place).await;
-    // Whether the statement still gets through depends on a connection being free.
-    for n in 0..20 {
-        let key = format!("order-{n}");
-        proxy.set(Mode::LostAnswers);
-        let request = json!({"type": "probe", "payload": {}, "idempotencyKey": key}).to_string();
-        let unknown = service.ask("enqueue", request).await;
-        assert_eq!(unknown.code(), Some("unavailable"), "{}", unknown.body);
-        let sql = "SELECT job_id::text FROM queue.job_keys WHERE key = $1";
-        let committed: Option<String> = sqlx::query_scalar(sql).bind(&key).fetch_optional(&beside).await.unwrap();
-        proxy.set(Mode::Cut);
-        proxy.set(Mode::Pass);
-        let known = until_accepted(&service, &key).await;
-        if let Some(id) = committed {
-            assert_eq!((&known["duplicate"], &known["jobId"]), (&json!(true), &json!(id)));
-            all_run_once(&place, &service, &[id]).await;
-            return service.stop().await;
-        }
-    }
-    panic!("no commit lost its answer");
+    proxy.set(Mode::LostAnswersTo("seventeen dogs"));
+    let request = json!({"type": "probe", "payload": {"note": "seventeen dogs"}, "idempotencyKey": "dogs"}).to_string();
+    let unknown = service.ask("enqueue", request.as_str()).await;
+    assert_eq!(unknown.code(), Some("unavailable"), "{}", unknown.body);
+    let committed = "SELECT job_id::text FROM queue.job_keys WHERE key = 'dogs'";
+    let committed: String = sqlx::query_scalar(committed).fetch_one(&beside).await.unwrap();
+    proxy.set(Mode::Pass);
+
+    let known =
+        until(async || Some(service.ask("enqueue", request.as_str()).await).filter(|a| a.code().is_none())).await;
+    assert_eq!((&known.body["duplicate"], &known.body["jobId"]), (&json!(true), &json!(committed)));
+    answers(&service).await;
+    all_run_once(&place, &service, &[committed]).await;
+    service.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -214,31 +209,24 @@ async fn an_outcome_whose_commit_got_no_answer_is_recorded_once() {
     let (place, proxy) = place_behind_proxy().await;
     let service = place.start().await;
     let beside = beside_the_wire(&place).await;
-    let mut ids = Vec::new();
-    for _ in 0..20 {
-        let id = service.probe(json!({"wait": true})).await;
-        place.journal.until(&id, "start").await;
-        ids.push(id.clone());
-        proxy.set(Mode::LostAnswers);
-        place.journal.release();
-        place.journal.until(&id, "end").await;
-        let over = async {
-            let sql = "SELECT count(*) FROM queue.finished_jobs WHERE id = $1::uuid";
-            while sqlx::query_scalar::<_, i64>(sql).bind(&id).fetch_one(&beside).await.unwrap() == 0 {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        let committed = tokio::time::timeout(Duration::from_secs(1), over).await.is_ok();
-        proxy.set(Mode::Cut);
-        proxy.set(Mode::Pass);
-        ids.push(until_accepted(&service, &id).await["jobId"].as_str().unwrap().to_owned());
-        if committed {
-            answers(&service).await;
-            all_run_once(&place, &service, &ids).await;
-            return service.stop().await;
-        }
-    }
-    panic!("no commit lost its answer");
+    let id = service.probe(json!({"wait": true, "note": "nineteen cats"})).await;
+    place.journal.until(&id, "start").await;
+    proxy.set(Mode::LostAnswersTo("nineteen cats"));
+    place.journal.release();
+    until(async || {
+        let sql = "SELECT count(*) FROM queue.finished_jobs WHERE id = $1::uuid";
+        let n: i64 = sqlx::query_scalar(sql).bind(&id).fetch_one(&beside).await.unwrap();
+        (n == 1).then_some(())
+    })
+    .await;
+    let mut events = service.listen("events.>").await;
+    proxy.set(Mode::Cut);
+    proxy.set(Mode::Pass);
+    // Only who knows that it is recorded tells so.
+    events.until_state("completed").await;
+    answers(&service).await;
+    all_run_once(&place, &service, &[id]).await;
+    service.stop().await;
 }
 
 /// Returns when reads work again: each connection that was lost fails one of them.

@@ -1,6 +1,13 @@
 //! A wire between two programs that a test can cut, slow down, or silence in the way a failing network does.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -22,6 +29,8 @@ pub enum Mode {
     LostRequests,
     /// What is asked arrives and is carried out; what is answered never arrives.
     LostAnswers,
+    /// As that, on the connections that ask for something with this text, from that request on.
+    LostAnswersTo(&'static str),
     /// Everything arrives, each piece so much later.
     Slow(Duration),
     /// All connections are closed, and new ones at once.
@@ -82,14 +91,28 @@ async fn carry(client: TcpStream, target: SocketAddr, mode: watch::Receiver<Mode
     }
     let Ok(server) = TcpStream::connect(target).await else { return };
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+    let deaf = Arc::new(AtomicBool::new(false));
     tokio::select! {
-        _ = copy(from_client, to_server, mode.clone(), Mode::LostRequests) => {}
-        _ = copy(from_server, to_client, mode.clone(), Mode::LostAnswers) => {}
+        _ = copy(from_client, to_server, mode.clone(), Mode::LostRequests, |asked| {
+            if let Mode::LostAnswersTo(text) = *mode.borrow()
+                && asked.windows(text.len()).any(|part| part == text.as_bytes())
+            {
+                deaf.store(true, Ordering::SeqCst);
+            }
+            true
+        }) => {}
+        _ = copy(from_server, to_client, mode.clone(), Mode::LostAnswers, |_| !deaf.load(Ordering::SeqCst)) => {}
         _ = cut.changed() => {}
     }
 }
 
-async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut mode: watch::Receiver<Mode>, lost_here: Mode) {
+async fn copy(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut mode: watch::Receiver<Mode>,
+    lost_here: Mode,
+    arrives: impl Fn(&[u8]) -> bool,
+) {
     let mut bytes = vec![0; 64 * 1024];
     let loses = |mode: Mode| mode == Mode::Blackhole || mode == lost_here;
     let mut swallow = loses(*mode.borrow_and_update());
@@ -101,7 +124,7 @@ async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut mode: watch::
             }
             read = from.read(&mut bytes) => read.unwrap_or(0),
         };
-        if swallow {
+        if swallow || !arrives(&bytes[..n]) {
             if n == 0 {
                 return;
             }
