@@ -195,7 +195,10 @@ impl Store {
         .execute(&pool)
         .await
         .map_err(failed)?;
-        sqlx::migrate!("./migrations").run(&pool).await.map_err(|e| match e {
+        // A newer version may have added to the schema already, and this one has to start beside it until it is replaced.
+        let mut migrator = sqlx::migrate!("./migrations");
+        migrator.set_ignore_missing(true);
+        migrator.run(&pool).await.map_err(|e| match e {
             sqlx::migrate::MigrateError::Execute(e) if e.as_database_error().is_none() => failed(e),
             e => Error::Migrate(e),
         })?;

@@ -1,6 +1,7 @@
 //! The built program as a child process: to be killed, stopped and continued, which nothing inside this process can be.
 
 use std::{
+    path::PathBuf,
     process::{ExitStatus, Stdio},
     sync::{Arc, Mutex},
 };
@@ -35,10 +36,15 @@ struct Log {
 impl Program {
     /// Starts it with `arguments` and no other settings than these.
     pub fn start(arguments: &[&str], config: Option<&Config>) -> Self {
+        Self::start_with(arguments, config, &[])
+    }
+
+    fn start_with(arguments: &[&str], config: Option<&Config>, variables: &[(&str, PathBuf)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_queue-service"));
         let path = std::env::var_os("PATH").unwrap_or_default();
         // Where there is no queue.toml, nor variables that change what is tested.
         command.args(arguments).env_clear().env("PATH", path).current_dir(env!("CARGO_MANIFEST_DIR"));
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
         let file = config.map(|config| {
             let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
             std::fs::write(&file, toml::to_string(config).unwrap()).unwrap();
@@ -58,6 +64,13 @@ impl Program {
     /// Starts `serve` with these settings, and returns when its worker takes jobs.
     pub async fn serve(config: &Config) -> Self {
         let program = Self::start(&["serve"], Some(config));
+        program.logged("worker started").await;
+        program
+    }
+
+    /// As [`Program::serve`], with these environment variables.
+    pub async fn serve_with(config: &Config, variables: &[(&str, PathBuf)]) -> Self {
+        let program = Self::start_with(&["serve"], Some(config), variables);
         program.logged("worker started").await;
         program
     }
