@@ -38,6 +38,10 @@ migrate:
 bench *options:
     cargo run --locked --release -- bench {{options}}
 
+# Work under load for an hour while things are killed, and see that nothing is lost and nothing grows
+soak minutes="60":
+    cargo run --locked --release -- bench soak --minutes {{minutes}}
+
 # Build and start it all with Docker
 deploy:
     docker compose up -d --build

@@ -8,10 +8,11 @@ mod load;
 mod noop;
 mod report;
 mod scenarios;
+mod soak;
 mod stage;
 mod usage;
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use clap::ValueEnum;
 
 pub use noop::serve;
@@ -31,6 +32,8 @@ pub enum Scenario {
     Latency,
     /// What the parts can do by themselves, and our share of it
     Limit,
+    /// Mixed load for many minutes, and a kill in each: is anything lost, does anything grow, is the rate back soon?
+    Soak,
 }
 
 /// What to measure, and how much.
@@ -44,6 +47,8 @@ pub struct Options {
     /// Jobs per second of the latency scenario, and for how many seconds.
     pub rate: u32,
     pub seconds: u32,
+    /// Minutes of the soak.
+    pub minutes: u32,
     /// Measure a service that runs already: the type of its jobs and their payload.
     pub running: Option<(String, serde_json::Value)>,
     pub json: bool,
@@ -113,6 +118,11 @@ async fn measure(options: &Options, stage: &Stage) -> anyhow::Result<Table> {
             Scenario::Latency => {
                 say(&format!("{} jobs a second for {} s …", options.rate, options.seconds));
                 rows.extend(scenarios::latency(stage, options.rate, options.seconds).await?);
+            }
+            Scenario::Soak => {
+                ensure!(stage.is_own(), "`soak` kills what it measures: private servers only");
+                say("soak …");
+                rows.push(soak::run(stage, options.minutes).await?);
             }
             Scenario::Limit => {
                 let Some(own) = stage.servers() else { bail!("`limit` measures private servers only") };

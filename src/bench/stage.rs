@@ -25,6 +25,8 @@ use crate::{
     ops::wire::StatusCounts,
 };
 
+/// How long connections that nobody uses are kept.
+const IDLE: Duration = Duration::from_secs(5);
 const START: Duration = Duration::from_secs(30);
 /// Longest wait for a single answer.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -93,7 +95,10 @@ impl Stage {
         let nats = async_nats::connect(servers.nats.url()).await?;
         let client = Client {
             nats,
-            http: Some((reqwest::Client::builder().no_proxy().build()?, format!("http://127.0.0.1:{port}"))),
+            http: Some((
+                reqwest::Client::builder().no_proxy().pool_idle_timeout(IDLE).build()?,
+                format!("http://127.0.0.1:{port}"),
+            )),
             subjects: Subjects::new(&config.nats.prefix),
             job_type: noop::TYPE.to_owned(),
             payload: json!({"n": 1}),
@@ -131,6 +136,10 @@ impl Stage {
 
     pub fn servers(&self) -> Option<&Servers> {
         self.own.as_ref().map(|own| &own.servers)
+    }
+
+    pub fn service_pid(&self) -> Option<u32> {
+        self.own.as_ref().and_then(|own| own.service.pid())
     }
 
     pub fn sample(&self) -> Sample {

@@ -19,7 +19,7 @@ Examples:
   queue-service bench latency --rate 100 --seconds 10 --json
   queue-service bench enqueue --type send-email --payload '{\"to\":\"a@example.com\",\"subject\":\"x\",\"body\":\"x\"}'")]
 pub struct BenchArgs {
-    /// What to measure [default: all]
+    /// What to measure [default: all but soak]
     scenarios: Vec<Scenario>,
     /// Private servers and a service of its own (the default unless --type is given)
     #[arg(long, conflicts_with = "job_type")]
@@ -42,6 +42,9 @@ pub struct BenchArgs {
     /// Seconds of `latency`
     #[arg(long, value_name = "N", default_value_t = 20)]
     seconds: u32,
+    /// Minutes of `soak`
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    minutes: u32,
 }
 
 pub async fn run(args: BenchArgs, config: Config, out: &Output) -> anyhow::Result<Exit> {
@@ -58,6 +61,7 @@ pub async fn run(args: BenchArgs, config: Config, out: &Output) -> anyhow::Resul
         concurrency: args.concurrency.into_iter().map(|n| n.max(1)).collect(),
         rate: args.rate.max(1),
         seconds: args.seconds.max(1),
+        minutes: args.minutes.max(1),
         running,
         json: out.json,
         quiet: out.quiet,

@@ -143,7 +143,9 @@ fn the_justfile_has_the_everyday_recipes_a_line_each() {
             recipes.insert(current, Vec::new());
         }
     }
-    for wanted in ["dev", "test", "test-watch", "coverage", "check", "lint", "fmt", "migrate", "bench", "deploy"] {
+    for wanted in
+        ["dev", "test", "test-watch", "coverage", "check", "lint", "fmt", "migrate", "bench", "soak", "deploy"]
+    {
         let commands = recipes.get(wanted).unwrap_or_else(|| panic!("no recipe '{wanted}'"));
         assert_eq!(commands.len(), 1, "{wanted}: {commands:?}");
     }

@@ -23,6 +23,7 @@ mod events;
 mod failover;
 mod files;
 mod foreign;
+mod guarantees;
 mod harness;
 mod health;
 mod http;
