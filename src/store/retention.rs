@@ -11,11 +11,15 @@ use crate::job::Status;
 /// Days for which partitions are made ahead.
 const AHEAD: i32 = 7;
 
+/// The children are looked up apart: else the planner may read a day from the name of any table that there is.
 const EXPIRED: &str = r#"
-SELECT child.relname::text, to_date(right(child.relname, 8), 'YYYYMMDD'), i.inhdetachpending
-FROM pg_inherits i JOIN pg_class child ON child.oid = i.inhrelid
-WHERE i.inhparent = ('finished_' || $1)::regclass
-  AND to_date(right(child.relname, 8), 'YYYYMMDD') < (now() AT TIME ZONE 'UTC')::date - $2 ORDER BY 2"#;
+WITH children AS MATERIALIZED (
+    SELECT child.relname::text AS name, i.inhdetachpending AS detaching
+    FROM pg_inherits i JOIN pg_class child ON child.oid = i.inhrelid
+    WHERE i.inhparent = ('finished_' || $1)::regclass
+)
+SELECT name, to_date(right(name, 8), 'YYYYMMDD'), detaching FROM children
+WHERE to_date(right(name, 8), 'YYYYMMDD') < (now() AT TIME ZONE 'UTC')::date - $2 ORDER BY 2"#;
 
 impl Store {
     /// Makes the partitions of today and the coming days.

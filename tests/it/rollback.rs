@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::{
     books,
-    harness::{Place, until},
+    harness::{Place, Running, until},
     own::OwnNats,
 };
 
@@ -14,6 +14,12 @@ use crate::{
 fn copy(from: &Path, to: &Path) {
     let done = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
     assert!(done.success());
+}
+
+/// Returns when requests over the broker are answered again: both sides have to connect to it first.
+async fn answers(service: &Running) {
+    let subject = service.subject("getStats");
+    until(|| async { service.nats.request(subject.clone(), "".into()).await.ok().map(|_| ()) }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -38,6 +44,7 @@ async fn a_broker_that_went_back_in_time_gets_its_wake_ups_again_and_runs_nothin
     nats.stop().await;
     copy(&nats.store(), &folder.path().join("copy"));
     nats.start().await;
+    answers(&service).await;
     until(|| async {
         place.journal.release();
         let over = ids.iter().filter(|id| place.journal.count(id, "end") == 1).count();
