@@ -132,7 +132,7 @@ pub struct Worker {
     pub types: Vec<String>,
     /// Jobs of one type that run at the same time in this process.
     pub concurrency: usize,
-    /// Most messages that are pulled, and jobs that are claimed, at once.
+    /// Most messages that are asked for in one pull.
     pub batch: usize,
     /// How long a worker may be silent before its jobs are taken over. It reports six times in that span.
     #[serde(with = "humantime_serde")]

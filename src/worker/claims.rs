@@ -26,6 +26,8 @@ use crate::{
 /// A message in hand → what became of its claim; `None`: the database can't be used right now.
 pub(crate) type Claims = Batcher<Arc<Run>, Option<Claim>>;
 
+/// Most claims in one statement.
+const FULL: usize = 500;
 /// Pause after a claim that the database did not answer, so that an outage is no hot loop.
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long the database may go on with a statement whose client has gone: its `statement_timeout`, and some more.
@@ -41,7 +43,8 @@ pub(crate) struct Unheard {
 }
 
 pub(crate) fn start(deps: &Deps, worker_id: &str, unheard: &Arc<Unheard>, tasks: &TaskTracker) -> Claims {
-    let size = Size { weight: deps.config.worker.batch, lanes: 2, waiting: 4096 };
+    // One at a time: two share what waits, and so cost Postgres twice the statements. See docs/performance.md.
+    let size = Size { weight: FULL, lanes: 1, waiting: 4096 };
     let (deps, worker_id, unheard) = (deps.clone(), worker_id.to_owned(), unheard.clone());
     Batcher::start(
         size,

@@ -20,7 +20,8 @@ pub(crate) type Outcomes = Batcher<Settlement, Recorded>;
 const FULL: usize = 500;
 
 pub(crate) fn start(deps: &Deps, tasks: &TaskTracker) -> Outcomes {
-    let size = Size { weight: FULL, lanes: 2, waiting: 4096 };
+    // One at a time: two share what waits, and so cost Postgres twice the statements. See docs/performance.md.
+    let size = Size { weight: FULL, lanes: 1, waiting: 4096 };
     let store = deps.store.clone();
     Batcher::start(size, weigh, tasks, move |batch: Vec<Settlement>| {
         let store = store.clone();

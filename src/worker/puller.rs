@@ -73,7 +73,7 @@ impl Puller {
                 Some(delivery) = high.next() => self.waiting[0].push_back(delivery),
                 Some(delivery) = normal.next() => self.waiting[1].push_back(delivery),
                 Some(delivery) = low.next() => self.waiting[2].push_back(delivery),
-                _ = self.slots.freed() => {}
+                _ = self.slots.changed() => {}
                 Ok(()) = paused.changed() => {
                     let name = self.lineup.handler.job_type.as_str();
                     is_paused = paused.borrow_and_update().iter().any(|paused| paused == name);
@@ -89,18 +89,14 @@ impl Puller {
 
     fn start_waiting(&mut self) {
         while self.waiting.iter().any(|queue| !queue.is_empty()) {
-            let Some(slot) = self.slots.try_take() else {
+            let Some(place) = self.slots.try_take() else {
                 self.full_since.get_or_insert_with(Instant::now);
                 return;
             };
             let Some(delivery) = self.pick() else { return };
-            let (shared, lineup) = (self.shared.clone(), self.lineup.clone());
             // Not on the tracker of the batchers: that is waited for after the last run has ended. Boxed, since tokio
             // copies a task's future at every change of its state, and this one has some kilobytes.
-            tokio::spawn(Box::pin(async move {
-                run::carry_out(shared, lineup, delivery).await;
-                drop(slot);
-            }));
+            tokio::spawn(Box::pin(run::carry_out(self.shared.clone(), self.lineup.clone(), delivery, place)));
         }
         self.full_since = None;
     }
@@ -116,14 +112,13 @@ impl Puller {
     }
 
     async fn ask(&mut self) {
-        let free = self.slots.free();
+        let (free, worth) = (self.slots.room(), self.slots.worth_asking());
         let batch = self.shared.deps.config.worker.batch;
         for (place, lane) in self.lanes.iter_mut().enumerate() {
             // What waits here in a lower lane must not get the next slot while something higher waits at the broker.
             let ahead = usize::from(self.waiting[place + 1..].iter().any(|queue| !queue.is_empty()));
             let missing = free.max(ahead).saturating_sub(lane.credit() + self.waiting[place].len());
-            // By quarters, so that a busy worker asks for many at once and not for each freed slot.
-            if missing > 0 && (lane.credit() == 0 || missing >= self.slots.size / 4) {
+            if missing > 0 && (lane.credit() == 0 || missing >= worth) {
                 lane.request(missing.min(batch)).await;
             }
         }

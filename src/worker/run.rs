@@ -14,6 +14,7 @@ use tokio::{
 use super::{
     Lineup, Shared,
     running::{Run, StopCause},
+    slots::{Place, Slot},
 };
 use crate::{
     broker::{
@@ -36,8 +37,11 @@ const LATER: Duration = Duration::from_secs(1);
 /// When a suspect comes again while another one is in hand.
 const NEXT_SUSPECT: Duration = Duration::from_millis(500);
 
+/// How long a claimed job waits for a slot.
+const TURN: Duration = Duration::from_secs(1);
+
 /// Carries out what a message asks for. Returns when it is answered, or when it must not be.
-pub(crate) async fn carry_out(shared: Arc<Shared>, lineup: Arc<Lineup>, delivery: Delivery) {
+pub(crate) async fn carry_out(shared: Arc<Shared>, lineup: Arc<Lineup>, delivery: Delivery, place: Place) {
     let broker = &shared.deps.broker;
     let (wake_up, ack) = delivery.split();
     let Ok(wake_up) = wake_up else {
@@ -46,12 +50,12 @@ pub(crate) async fn carry_out(shared: Arc<Shared>, lineup: Arc<Lineup>, delivery
     };
     let run = Arc::new(Run::new(wake_up.id, wake_up.job_type.clone(), ack));
     let key = shared.running.add(run.clone());
-    carry_out_tracked(&shared, &lineup, &run).await;
+    carry_out_tracked(&shared, &lineup, &run, place).await;
     run.let_go();
     shared.running.remove(key);
 }
 
-async fn carry_out_tracked(shared: &Arc<Shared>, lineup: &Lineup, run: &Arc<Run>) {
+async fn carry_out_tracked(shared: &Arc<Shared>, lineup: &Lineup, run: &Arc<Run>, place: Place) {
     let broker = &shared.deps.broker;
     if shared.draining.load(Ordering::SeqCst) {
         run.let_go();
@@ -79,7 +83,13 @@ async fn carry_out_tracked(shared: &Arc<Shared>, lineup: &Lineup, run: &Arc<Run>
     let attempt = job.attempt as u16;
     broker.emit(&[Event::new(job.id, &job.r#type, EventState::Started, attempt, Some(&shared.id))]).await;
 
-    let outcome = run_handler(shared, lineup, run, &job).await;
+    let (outcome, _unrecorded) = match slot_for(run, place).await {
+        Ok(slot) => {
+            let outcome = run_handler(shared, lineup, run, &job).await;
+            (outcome, Some(slot.ended()))
+        }
+        Err(outcome) => (outcome, None),
+    };
     // What the handler said last belongs to the record as well.
     super::running::write_notes_of(shared, run).await;
     let verdict = settle(attempt, job.max_attempts as u16, &lineup.settings.retry, outcome, rand::random());
@@ -109,6 +119,17 @@ async fn carry_out_tracked(shared: &Arc<Shared>, lineup: &Lineup, run: &Arc<Run>
             tracing::warn!(job.id = %job.id, job.run = job.run, "lost the lease of job {}; its outcome was dropped", job.id);
         }
         Err(_) => {}
+    }
+}
+
+/// The turn of a claimed job; or what becomes of it when it is stopped before, or its turn does not come: others may have
+/// a slot for it.
+async fn slot_for(run: &Run, place: Place) -> Result<Slot, Outcome> {
+    tokio::select! {
+        biased;
+        slot = place.slot() => Ok(slot),
+        _ = run.token.cancelled() => Err(by_cause(None, run.cause())),
+        _ = sleep(TURN) => Err(Outcome::Interrupted { delay: Duration::ZERO }),
     }
 }
 
