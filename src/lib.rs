@@ -19,6 +19,7 @@ pub mod rpc;
 pub mod service;
 pub mod store;
 pub mod telemetry;
+pub mod types;
 pub mod worker;
 
 /// The Rust in these pages must compile.

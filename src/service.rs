@@ -14,6 +14,7 @@ use crate::{
     ops::{Ops, error::chain},
     rpc,
     store::{self, Store},
+    types::{self, Callers, Types},
     worker::{self, Worker},
 };
 
@@ -55,6 +56,8 @@ pub enum Error {
     #[error(transparent)]
     Registry(#[from] registry::Error),
     #[error(transparent)]
+    Types(#[from] types::Error),
+    #[error(transparent)]
     Worker(#[from] worker::Error),
     #[error(transparent)]
     Http(#[from] http::Error),
@@ -86,6 +89,7 @@ impl Service {
         let broker = Broker::connect(&config.nats, config.background.ack_wait).await?;
         let publisher = Publisher::start(broker.jetstream.clone()).await?;
         let registry = add_types(Registry::builtin(&config, store.reads().clone())?)?;
+        let types = Types::new(config.clone(), &registry, Callers::default())?;
         let relay = Arc::new(Notify::new());
         let intake = TaskTracker::new();
         let ops = Ops::new(
@@ -93,7 +97,7 @@ impl Service {
             broker.clone(),
             publisher.clone(),
             config.clone(),
-            registry.clone(),
+            types.clone(),
             relay.clone(),
             &intake,
         );
@@ -106,8 +110,7 @@ impl Service {
         if config.rpc.enabled {
             rpc::start(ops.clone(), &broker, &config, &doors.stop, &doors.tasks).await?;
         }
-        let deps =
-            background::Deps { store: store.clone(), broker: broker.clone(), publisher, config, registry, relay };
+        let deps = background::Deps { store: store.clone(), broker: broker.clone(), publisher, config, types, relay };
         let (told, ready) = watch::channel(false);
         let stop_start = CancellationToken::new();
         let start = Start { deps, duties: duties.tasks.clone(), stop: duties.stop.clone(), ready: told };
@@ -187,6 +190,8 @@ impl Start {
             return Ok(None);
         };
         migrated?;
+        // Best before the first job is asked for; the duty goes on trying.
+        let _ = cancelled.run_until_cancelled(background::types::run_once(&self.deps)).await;
         // So that whoever is told that all is ready finds the streams. A broker that is away is not waited for: the duty
         // makes them when it is back.
         let topology = background::Topology::new(self.deps.clone());
@@ -207,9 +212,10 @@ impl Start {
             store: self.deps.store.clone(),
             broker: self.deps.broker.clone(),
             config: self.deps.config.clone(),
+            types: self.deps.types.clone(),
             relay: self.deps.relay.clone(),
         };
-        let Some(worker) = cancelled.run_until_cancelled(Worker::start(deps, &self.deps.registry)).await else {
+        let Some(worker) = cancelled.run_until_cancelled(Worker::start(deps)).await else {
             return Ok(None);
         };
         let worker = worker?;

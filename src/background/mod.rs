@@ -9,6 +9,7 @@ mod relay;
 mod retention;
 mod sweep;
 mod topology;
+pub(crate) mod types;
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,9 +19,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     broker::{self, Broker, Publisher},
     config::Config,
-    handlers::Registry,
     ops::error::chain,
     store::{self, Store},
+    types::Types,
 };
 pub use relay::Relay;
 pub use sweep::Sweep;
@@ -33,7 +34,7 @@ pub struct Deps {
     pub broker: Broker,
     pub publisher: Publisher,
     pub config: Arc<Config>,
-    pub registry: Registry,
+    pub types: Types,
     /// Rung when something was written that the relay should see at once.
     pub relay: Arc<Notify>,
 }
@@ -56,6 +57,7 @@ pub fn start(deps: &Deps, stop: &CancellationToken, tasks: &TaskTracker) {
     tasks.spawn(sweep::work(deps.clone(), stop.clone()));
     tasks.spawn(retention::work(deps.clone(), stop.clone()));
     tasks.spawn(counts::work(deps.clone(), stop.clone()));
+    tasks.spawn(types::work(deps.clone(), stop.clone()));
 }
 
 /// Repeats a duty each `period` until `stop`. A failure is told once and not again at each repetition of it.

@@ -55,8 +55,8 @@ impl Topology {
             tracing::warn!("the stream of wake-ups was made anew: publishing again what is due");
             broker.note_new_incarnation();
         }
-        for handler in self.deps.registry.iter() {
-            broker.ensure_consumers(handler.job_type.as_str()).await?;
+        for known in self.deps.types.now().iter() {
+            broker.ensure_consumers(known.name()).await?;
         }
         if is_new {
             self.rearm_all().await?;

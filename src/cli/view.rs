@@ -93,12 +93,28 @@ pub struct TypeInfo {
     pub r#type: String,
     pub description: String,
     pub handler: String,
+    pub origin: String,
+    pub attended: Option<bool>,
+    pub url: Option<String>,
     pub paused: bool,
     pub timeout: String,
+    pub heartbeat: Option<String>,
     pub concurrency: u64,
     pub max_attempts: u64,
     pub retry_delays: Vec<String>,
     pub schema: Option<Box<RawValue>>,
+    pub result_schema: Option<Box<RawValue>>,
+}
+
+impl TypeInfo {
+    /// What to know first.
+    pub fn state(&self) -> &'static str {
+        match (self.paused, self.attended) {
+            (true, _) => "paused",
+            (false, Some(false)) => "unattended",
+            (false, _) => "active",
+        }
+    }
 }
 
 impl Job {
@@ -212,7 +228,7 @@ pub fn tone(state: &str) -> Tone {
         "completed" => Tone::Good,
         "failed" => Tone::Bad,
         "processing" | "started" | "progress" => Tone::Busy,
-        "retrying" | "cancelled" | "paused" => Tone::Waiting,
+        "retrying" | "cancelled" | "paused" | "unattended" => Tone::Waiting,
         _ => Tone::Plain,
     }
 }

@@ -19,7 +19,7 @@ const ENV_PREFIX: &str = "QUEUE__";
 const ENV_ALIASES: [(&str, &[&str]); 3] =
     [("NATS_URL", &["nats", "url"]), ("DATABASE_URL", &["database", "url"]), ("RUST_LOG", &["log", "filter"])];
 /// Keys whose values are never shown.
-const SECRETS: [&str; 6] = ["nats.token", "http.token", "smtp.url", "ai.api_key", "webhook.secret", ".api_key"];
+const SECRETS: [&str; 6] = ["nats.token", "http.token", "smtp.url", "ai.api_key", ".secret", ".api_key"];
 /// Keys whose values may hold a password between `//` and `@`.
 const URLS: [&str; 2] = ["nats.url", "database.url"];
 

@@ -29,6 +29,7 @@ pub struct Config {
     pub retry: RetryPolicy,
     /// Settings of single job types, for instance `[types.send-email]`.
     pub types: BTreeMap<String, TypeOverrides>,
+    pub handlers: Handlers,
     pub limits: Limits,
     pub smtp: Smtp,
     pub ai: Ai,

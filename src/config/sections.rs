@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
-use crate::job::RetryPolicy;
+use crate::job::{RetryPolicy, Work};
 
 /// The broker.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -42,6 +42,8 @@ pub struct Nats {
     pub store: ByteSize,
     /// First tokens of this process's own inboxes; `_INBOX.<user>` where users may read only their own.
     pub inbox_prefix: String,
+    /// Whether handlers that say so in their NATS service metadata become job types by themselves.
+    pub discovery: bool,
     /// First tokens that a request's reply subject may have; others are refused, so that nobody can make the service
     /// publish for him.
     pub reply_prefixes: Vec<String>,
@@ -60,6 +62,7 @@ impl Default for Nats {
             replicas: 1,
             store: ByteSize::gib(2),
             inbox_prefix: "_INBOX".into(),
+            discovery: true,
             reply_prefixes: vec!["_INBOX.".into(), "_R_.".into()],
         }
     }
@@ -177,6 +180,30 @@ pub struct TypeOverrides {
     #[serde(skip_serializing_if = "toml::Table::is_empty")]
     #[schemars(with = "RetryPolicy")]
     pub retry: toml::Table,
+    /// Makes this a type whose work is done outside: `nats`, `http` or `pull`. See docs/protocol.md; the keys below go
+    /// with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handler: Option<Work>,
+    /// One sentence for lists, at most 500 characters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Where an `http` handler is asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// `whsec_…` (base64): requests to an `http` handler are signed with it.
+    #[serde(skip_serializing)]
+    #[schemars(with = "Option<String>")]
+    pub secret: Option<SecretString>,
+    /// JSON Schema of the payload, as a text of at most 64 KiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payload_schema: Option<String>,
+    /// JSON Schema of the result, as a text of at most 64 KiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result_schema: Option<String>,
+    /// A run outside that is silent for so long is taken to be lost, 1 s to 1 h.
+    #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub heartbeat: Option<Duration>,
 }
 
 /// What a request may ask for.
@@ -299,6 +326,14 @@ impl Default for Crawl {
     fn default() -> Self {
         Self { user_agent: "queue-service/0.1".into(), allow_private: AllowPrivate::default() }
     }
+}
+
+/// Handlers outside the service.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Handlers {
+    /// Private addresses that `http` handlers may have: `false`, `true`, or the networks to allow.
+    pub allow_private: AllowPrivate,
 }
 
 /// Which private addresses outgoing requests may reach.

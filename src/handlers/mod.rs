@@ -17,7 +17,7 @@ pub mod webhook_delivery;
 
 pub use context::{Progress, RunContext};
 pub use registry::Registry;
-pub use typed::{AnyHandler, Faults};
+pub use typed::{AnyHandler, Ended, Faults};
 
 use std::future::Future;
 

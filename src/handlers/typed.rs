@@ -1,14 +1,15 @@
 //! From typed handlers to ones that can be kept in a list: decoding, validation and encoding, written once.
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use schemars::{Schema, generate::SchemaSettings};
-use serde_json::value::RawValue;
+use jsonschema::Validator;
+use schemars::generate::SchemaSettings;
+use serde_json::{Value, value::RawValue};
 
 use super::{Handler, RunContext};
 use crate::{
     config::{Config, TypeSettings},
-    job::{BadType, Failure, JobType},
+    job::{BadType, Failure, JobType, Work},
 };
 
 /// What is wrong with a payload: JSON pointers and sentences.
@@ -26,23 +27,62 @@ impl Faults {
     }
 }
 
-type Run<'a> = Pin<Box<dyn Future<Output = Result<Box<RawValue>, Failure>> + Send + 'a>>;
+/// How a run ended, as its handler says.
+#[derive(Debug)]
+pub enum Ended {
+    /// With this result.
+    Done(Box<RawValue>),
+    Failed(Failure),
+    /// Not now: costs no attempt, and the job is offered again after this time.
+    Released(Duration),
+    /// Somebody outside goes on with it, and tells later how it ended.
+    Outside,
+}
+
+#[cfg(test)]
+impl Ended {
+    /// What a handler of the program returned.
+    pub(crate) fn result(self) -> Result<Box<RawValue>, Failure> {
+        match self {
+            Ended::Done(result) => Ok(result),
+            Ended::Failed(failure) => Err(failure),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+pub(crate) type Run<'a> = Pin<Box<dyn Future<Output = Ended> + Send + 'a>>;
 
 /// A handler whose payload and result are JSON texts.
 pub struct AnyHandler {
     pub job_type: JobType,
-    pub about: &'static str,
+    pub about: String,
+    pub work: Work,
     /// JSON Schema (2020-12) of the payload.
-    pub schema: Schema,
+    pub schema: Value,
+    /// JSON Schema (2020-12) of the result, where there is a rule for it.
+    pub result_schema: Option<Value>,
     /// See [`Handler::concurrency`].
     pub concurrency: Option<usize>,
-    validator: jsonschema::Validator,
+    payload_rules: Validator,
+    result_rules: Option<Validator>,
     inner: Arc<dyn Erased>,
 }
 
-trait Erased: Send + Sync {
+/// A handler without its types.
+pub(crate) trait Erased: Send + Sync {
+    /// What the schema can't say; see [`AnyHandler::check`].
     fn check(&self, payload: &RawValue) -> Result<Faults, serde_path_to_error::Error<serde_json::Error>>;
     fn run<'a>(&'a self, ctx: &'a RunContext, payload: &'a RawValue) -> Run<'a>;
+}
+
+/// A type that is known since somebody said so, and not by a Rust type.
+pub(crate) struct Described {
+    pub job_type: JobType,
+    pub about: String,
+    pub work: Work,
+    pub schema: Option<Value>,
+    pub result_schema: Option<Value>,
 }
 
 /// Why a handler can't be registered: a mistake in the program.
@@ -61,16 +101,35 @@ impl AnyHandler {
     /// A bad type name, or a schema that does not compile.
     pub fn new<H: Handler>(handler: H) -> Result<Self, Error> {
         let schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<H::Payload>();
-        let validator = jsonschema::validator_for(schema.as_value())
+        let payload_rules = jsonschema::validator_for(schema.as_value())
             .map_err(|e| Error::BadSchema { job_type: H::TYPE.into(), message: e.to_string() })?;
         Ok(Self {
             job_type: JobType::new(H::TYPE)?,
-            about: H::ABOUT,
-            schema,
+            about: H::ABOUT.to_owned(),
+            work: Work::Builtin,
+            schema: schema.to_value(),
+            result_schema: None,
             concurrency: handler.concurrency(),
-            validator,
+            payload_rules,
+            result_rules: None,
             inner: Arc::new(Typed(handler)),
         })
+    }
+
+    /// A handler whose rules are data.
+    ///
+    /// # Errors
+    /// The schemas that can't be used, by the names of their fields.
+    pub(crate) fn described(described: Described, inner: Arc<dyn Erased>) -> Result<Self, Faults> {
+        let Described { job_type, about, work, schema, result_schema } = described;
+        let mut faults = Faults::default();
+        let schema = schema.unwrap_or(Value::Bool(true));
+        let payload_rules = rules(&schema).map_err(|fault| faults.add("/payloadSchema", fault)).ok();
+        let mut read = |schema| rules(schema).map_err(|fault| faults.add("/resultSchema", fault)).ok();
+        let result_rules = result_schema.as_ref().and_then(&mut read);
+        let Some(payload_rules) = payload_rules.filter(|_| faults.is_empty()) else { return Err(faults) };
+        let concurrency = None;
+        Ok(Self { job_type, about, work, schema, result_schema, concurrency, payload_rules, result_rules, inner })
     }
 
     /// Checks a payload that has passed the general input rules. Empty: it is good.
@@ -79,20 +138,22 @@ impl AnyHandler {
     /// fault and not just the first; and for one that it could have read in another way than the schema says.
     pub fn check(&self, payload: &RawValue) -> Faults {
         let refusal = match self.inner.check(payload) {
-            Ok(faults) if !faults.is_empty() || is_flat(payload.get()) => return faults,
+            Ok(faults) if !faults.is_empty() => return faults,
+            Ok(faults) if self.work == Work::Builtin && is_flat(payload.get()) => return faults,
+            Ok(_) if self.schema == Value::Bool(true) => return Faults::default(),
             Ok(_) => None,
             Err(refusal) => Some(refusal),
         };
-        let mut faults = Faults::default();
-        if let Ok(value) = serde_json::from_str(payload.get()) {
-            for error in self.validator.iter_errors(&value).take(20) {
-                faults.add(error.instance_path().to_string(), shorten(error.to_string()));
-            }
-        }
+        let mut faults = faults_of(&self.payload_rules, payload);
         if let Some(refusal) = refusal.filter(|_| faults.is_empty()) {
             faults.add(pointer(refusal.path()), shorten(without_place(refusal.inner())));
         }
         faults
+    }
+
+    /// Checks a result that has passed the general rules. Empty: it is good.
+    pub fn check_result(&self, result: &RawValue) -> Faults {
+        self.result_rules.as_ref().map(|rules| faults_of(rules, result)).unwrap_or_default()
     }
 
     /// What is in force for this type.
@@ -112,6 +173,27 @@ impl AnyHandler {
     pub fn run<'a>(&'a self, ctx: &'a RunContext, payload: &'a RawValue) -> Run<'a> {
         self.inner.run(ctx, payload)
     }
+}
+
+/// Most faults of one text that are named.
+const FAULTS_MAX: usize = 20;
+
+fn faults_of(rules: &Validator, text: &RawValue) -> Faults {
+    let mut faults = Faults::default();
+    if let Ok(value) = serde_json::from_str(text.get()) {
+        for error in rules.iter_errors(&value).take(FAULTS_MAX) {
+            faults.add(error.instance_path().to_string(), shorten(error.to_string()));
+        }
+    }
+    faults
+}
+
+/// The rules that a foreign schema makes. Its patterns are matched in linear time, since both they and what they are
+/// matched with come from outside; and it may refer to nothing but itself: nothing is fetched.
+fn rules(schema: &Value) -> Result<Validator, String> {
+    let patterns = jsonschema::PatternOptions::regex().size_limit(1 << 20);
+    let options = jsonschema::draft202012::options().with_pattern_options(patterns);
+    options.build(schema).map_err(|e| shorten(format!("is no usable JSON Schema (2020-12): {e}")))
 }
 
 /// The decoder takes an array for an object, by the order of the fields, and an object for a word, by its only key. An
@@ -164,12 +246,18 @@ impl<H: Handler> Erased for Typed<H> {
     fn run<'a>(&'a self, ctx: &'a RunContext, payload: &'a RawValue) -> Run<'a> {
         Box::pin(async move {
             // Checked at enqueue; it can still fail here when the type's rules were made narrower since.
-            let payload = decode::<H::Payload>(payload).map_err(|e| {
-                Failure::permanent(format!("the payload does not fit the type '{}' any more: {e}", H::TYPE))
-            })?;
-            let output = self.0.run(ctx, payload).await?;
-            serde_json::value::to_raw_value(&output)
-                .map_err(|e| Failure::permanent(format!("the result can't be written as JSON: {e}")))
+            let payload = match decode::<H::Payload>(payload) {
+                Ok(payload) => payload,
+                Err(e) => {
+                    let message = format!("the payload does not fit the type '{}' any more: {e}", H::TYPE);
+                    return Ended::Failed(Failure::permanent(message));
+                }
+            };
+            match self.0.run(ctx, payload).await.map(|output| serde_json::value::to_raw_value(&output)) {
+                Ok(Ok(result)) => Ended::Done(result),
+                Ok(Err(e)) => Ended::Failed(Failure::permanent(format!("the result can't be written as JSON: {e}"))),
+                Err(failure) => Ended::Failed(failure),
+            }
         })
     }
 }

@@ -17,12 +17,19 @@ use super::{
     query::{self, Segment},
     refusal::{Answer, json},
 };
-use crate::ops::{HealthStatus, Verb, wire::TypeRequest};
+use crate::{
+    job::JobType,
+    ops::{HealthStatus, Verb, wire::TypeRequest},
+};
+
+/// Largest definition of a type: two schemas, and some more.
+const MAX_DEFINITION: usize = 256 * 1024;
 
 pub fn routes() -> Router<Arc<Door>> {
     Router::new()
         .route("/stats", get(stats))
         .route("/types", get(types))
+        .route("/types/{type}", get(one_type).put(register).delete(unregister))
         .route("/types/{type}/pause", post(pause))
         .route("/types/{type}/resume", post(resume))
         .route("/schemas/{verb}", get(schema))
@@ -40,6 +47,38 @@ async fn stats(State(door): State<Arc<Door>>, RawQuery(q): RawQuery) -> Answer {
 async fn types(State(door): State<Arc<Door>>, RawQuery(q): RawQuery) -> Answer {
     query::none(q.as_deref())?;
     json(StatusCode::OK, &door.ops.list_types(None).await?)
+}
+
+async fn one_type(State(door): State<Arc<Door>>, Segment(name): Segment, RawQuery(q): RawQuery) -> Answer {
+    query::none(q.as_deref())?;
+    let job_type = JobType::new(&*name).map_err(|_| door.ops.unknown_type(&name))?;
+    let found = door.ops.list_types(Some(&job_type)).await?.types.pop();
+    json(StatusCode::OK, &found.ok_or_else(|| door.ops.unknown_type(&name))?)
+}
+
+async fn register(
+    State(door): State<Arc<Door>>,
+    Segment(name): Segment,
+    RawQuery(q): RawQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer {
+    query::none(q.as_deref())?;
+    let job_type = JobType::new(&*name).map_err(|_| door.ops.unknown_type(&name))?;
+    let body = door.bodies.read(&headers, body, MAX_DEFINITION).await?;
+    json(StatusCode::OK, &door.ops.register_type(Some(&job_type), &body.bytes).await?)
+}
+
+async fn unregister(
+    State(door): State<Arc<Door>>,
+    Segment(name): Segment,
+    RawQuery(q): RawQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer {
+    query::none(q.as_deref())?;
+    door.no_body(&headers, body).await?;
+    json(StatusCode::OK, &door.ops.unregister_type(None, TypeRequest { r#type: Some(name) }).await?)
 }
 
 async fn pause(door: State<Arc<Door>>, name: Segment, q: RawQuery, headers: HeaderMap, body: Body) -> Answer {

@@ -13,6 +13,7 @@ use crate::{
     config::Config,
     handlers::Registry,
     store::Store,
+    types::{Callers, Types},
 };
 
 struct Lonely {
@@ -32,7 +33,8 @@ async fn lonely(http: config::Http) -> Lonely {
     let store = Store::open(&config.database).unwrap();
     let broker = Broker::connect(&config.nats, Duration::from_secs(30)).await.unwrap();
     let publisher = Publisher::start(broker.jetstream.clone()).await.unwrap();
-    let ops = Ops::new(store, broker, publisher, config.clone(), Registry::default(), Arc::default(), &tasks);
+    let types = Types::new(config.clone(), &Registry::default(), Callers::default()).unwrap();
+    let ops = Ops::new(store, broker, publisher, config.clone(), types, Arc::default(), &tasks);
     let panics = Router::new().route("/panics", axum::routing::get(async || -> &'static str { panic!("on purpose") }));
     let address = start(ops, &config.http, panics, stop.clone(), &tasks).await.unwrap();
     Lonely { address, stop, tasks }

@@ -10,5 +10,5 @@ pub mod settle;
 pub mod state;
 
 pub use backoff::RetryPolicy;
-pub use model::{BadType, JobType, Lane, Priority, Status};
+pub use model::{BadType, JobType, Lane, Priority, Status, Work};
 pub use settle::{Failure, FailureKind, Outcome, Verdict, settle};

@@ -104,6 +104,33 @@ impl std::borrow::Borrow<str> for JobType {
 #[error("a job type is 1 to 63 characters of a-z, 0-9 and '-', and begins with a letter")]
 pub struct BadType;
 
+/// Who does the work of a type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum Work {
+    /// The service itself.
+    #[serde(skip_deserializing)]
+    Builtin,
+    /// A program that is asked over NATS, on `queue.handlers.<type>`.
+    Nats,
+    /// A program that is asked over HTTP.
+    Http,
+    /// Programs that come and fetch it.
+    Pull,
+}
+
+impl Work {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Work::Builtin => "builtin",
+            Work::Nats => "nats",
+            Work::Http => "http",
+            Work::Pull => "pull",
+        }
+    }
+}
+
 /// From -9 to 9, 0 unless given; higher runs sooner, by way of the lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Priority(i16);

@@ -8,14 +8,13 @@ use sha2::{Digest, Sha256};
 
 use super::{
     Ops, Scope,
-    error::{ApiError, Code, Fault, Problem, quoted},
+    error::{ApiError, Code, Fault, Problem},
     input,
     wire::{EnqueueManyReply, EnqueueManyRequest, EnqueueReply, EnqueueRequest, EnqueueResult},
 };
 use crate::{
     config::TIMEOUT_RANGE,
-    handlers::AnyHandler,
-    job::{JobType, Priority, Status, json, model::JobId},
+    job::{Priority, Status, json, model::JobId},
     store::enqueue::{Due, Enqueued, Key, NewJob},
 };
 
@@ -108,7 +107,8 @@ impl Ops {
             let detail = format!("the payload has {size} bytes; the limit is {limit} bytes (limits.payload)");
             return Err(ApiError::new(Code::PayloadTooLarge, detail));
         }
-        let handler = self.handler_of(scope, request.r#type.as_deref())?;
+        let known = self.known(scope, request.r#type.as_deref())?;
+        let handler = &known.handler;
         let mut faults = Vec::new();
         let job = parts(&request, options, &mut faults);
         if !faults.is_empty() {
@@ -121,7 +121,7 @@ impl Ops {
         }
         let max_attempts = match job.max_attempts {
             Some(n) => n,
-            None => self.settings(handler)?.retry.max_attempts,
+            None => known.settings.retry.max_attempts,
         };
         Ok(NewJob {
             id: uuid::Uuid::now_v7(),
@@ -134,29 +134,6 @@ impl Ops {
             tags: request.tags.unwrap_or_default(),
             payload: request.payload,
         })
-    }
-
-    /// The type of a request: from the body, from the subject, or from both when they agree.
-    fn handler_of(&self, scope: Scope<'_>, named: Option<&str>) -> Result<&AnyHandler, ApiError> {
-        let name = match (scope, named) {
-            (Some(scope), Some(named)) if scope.as_str() != named => {
-                let message = format!("the subject says '{scope}'; leave the type out or make both agree");
-                return Err(ApiError::fault(Code::InvalidRequest, "/type", message));
-            }
-            (Some(scope), _) => scope.as_str(),
-            (None, Some(named)) => named,
-            (None, None) => return Err(ApiError::fault(Code::InvalidRequest, "/type", "a type is needed")),
-        };
-        self.registry.get(name).map(|handler| &**handler).ok_or_else(|| self.unknown_type(name))
-    }
-
-    pub(crate) fn unknown_type(&self, name: &str) -> ApiError {
-        let known: Vec<&str> = self.registry.iter().map(|handler| handler.job_type.as_str()).collect();
-        let problem = match JobType::new(name) {
-            Ok(_) => format!("there is no type '{name}'"),
-            Err(rule) => format!("{} is no type name ({rule})", quoted(name)),
-        };
-        ApiError::new(Code::UnknownType, format!("{problem}; known are {}", known.join(", ")))
     }
 }
 

@@ -49,6 +49,8 @@ pub enum Code {
     NotRetryable,
     AlreadyFinished,
     IdempotencyConflict,
+    TypeConflict,
+    TypeInUse,
     PayloadTooLarge,
     Overloaded,
     Unavailable,
@@ -71,6 +73,8 @@ impl Code {
             Code::NotRetryable => "not_retryable",
             Code::AlreadyFinished => "already_finished",
             Code::IdempotencyConflict => "idempotency_conflict",
+            Code::TypeConflict => "type_conflict",
+            Code::TypeInUse => "type_in_use",
             Code::PayloadTooLarge => "payload_too_large",
             Code::Overloaded => "overloaded",
             Code::Unavailable => "unavailable",
@@ -87,7 +91,11 @@ impl Code {
             Code::NotFound | Code::JobNotFound => 404,
             Code::MethodNotAllowed => 405,
             Code::WaitTimeout => 408,
-            Code::NotRetryable | Code::AlreadyFinished | Code::IdempotencyConflict => 409,
+            Code::NotRetryable
+            | Code::AlreadyFinished
+            | Code::IdempotencyConflict
+            | Code::TypeConflict
+            | Code::TypeInUse => 409,
             Code::PayloadTooLarge => 413,
             Code::Overloaded => 429,
             Code::Internal => 500,
@@ -110,6 +118,8 @@ impl Code {
             Code::NotRetryable => "The job can't be retried",
             Code::AlreadyFinished => "The job is finished already",
             Code::IdempotencyConflict => "The idempotency key was used with other content",
+            Code::TypeConflict => "The type belongs to the program or its configuration",
+            Code::TypeInUse => "The type has unfinished jobs",
             Code::PayloadTooLarge => "The request is too large",
             Code::Overloaded => "Too many requests at once",
             Code::Unavailable => "The service can't do this right now",

@@ -17,7 +17,7 @@ mod stats;
 mod types;
 mod wait;
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use serde::Serialize;
 use tokio::sync::Notify;
@@ -25,10 +25,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     broker::{Broker, Publisher},
-    config::{Config, TypeSettings},
-    handlers::{AnyHandler, Registry},
+    config::Config,
     job::JobType,
     store::Store,
+    types::Types,
 };
 pub use enqueue::EnqueueOptions;
 pub use error::{ApiError, Code};
@@ -42,9 +42,7 @@ pub struct Ops {
     pub(crate) broker: Broker,
     pub(crate) publisher: Publisher,
     pub(crate) config: Arc<Config>,
-    pub(crate) registry: Registry,
-    /// What is in force for each type, made once: a request must not pay for it.
-    settings: Arc<HashMap<JobType, TypeSettings>>,
+    pub(crate) types: Types,
     intake: intake::Intake,
     waits: Arc<tokio::sync::Semaphore>,
 }
@@ -63,25 +61,13 @@ impl Ops {
         broker: Broker,
         publisher: Publisher,
         config: Arc<Config>,
-        registry: Registry,
+        types: Types,
         relay: Arc<Notify>,
         tasks: &TaskTracker,
     ) -> Self {
         let intake = intake::Intake::start(&store, &broker, &publisher, &config, relay, tasks);
         let waits = Arc::new(tokio::sync::Semaphore::new(MAX_WAITS));
-        let settings = registry.iter().filter_map(|h| Some((h.job_type.clone(), h.settings(&config).ok()?)));
-        let settings = Arc::new(settings.collect());
-        Self { store, broker, publisher, config, registry, settings, intake, waits }
-    }
-
-    /// What is in force for a type.
-    ///
-    /// # Errors
-    /// `unavailable` for settings that don't fit, which keep a service from starting a worker as well.
-    fn settings(&self, handler: &AnyHandler) -> Result<&TypeSettings, ApiError> {
-        self.settings.get(&handler.job_type).ok_or_else(|| {
-            ApiError::new(Code::Unavailable, format!("the settings of '{}' can't be used", handler.job_type))
-        })
+        Self { store, broker, publisher, config, types, intake, waits }
     }
 
     /// Carries out a verb whose request and reply are JSON texts, as RPC has them.
@@ -107,6 +93,8 @@ impl Ops {
             }
             Verb::PauseType => json(&self.set_paused(scope, input::parse(body)?, true).await?),
             Verb::ResumeType => json(&self.set_paused(scope, input::parse(body)?, false).await?),
+            Verb::RegisterType => json(&self.register_type(scope, body).await?),
+            Verb::UnregisterType => json(&self.unregister_type(scope, input::parse(body)?).await?),
             Verb::GetSchema => json(&schema::of_verb(input::parse(body)?)?),
         }
     }

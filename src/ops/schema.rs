@@ -22,10 +22,12 @@ pub enum Verb {
     ListTypes,
     PauseType,
     ResumeType,
+    RegisterType,
+    UnregisterType,
     GetSchema,
 }
 
-pub const VERBS: [Verb; 12] = [
+pub const VERBS: [Verb; 14] = [
     Verb::Enqueue,
     Verb::EnqueueMany,
     Verb::GetJob,
@@ -37,6 +39,8 @@ pub const VERBS: [Verb; 12] = [
     Verb::ListTypes,
     Verb::PauseType,
     Verb::ResumeType,
+    Verb::RegisterType,
+    Verb::UnregisterType,
     Verb::GetSchema,
 ];
 
@@ -54,6 +58,8 @@ impl Verb {
             Verb::ListTypes => "listTypes",
             Verb::PauseType => "pauseType",
             Verb::ResumeType => "resumeType",
+            Verb::RegisterType => "registerType",
+            Verb::UnregisterType => "unregisterType",
             Verb::GetSchema => "getSchema",
         }
     }
@@ -70,6 +76,8 @@ impl Verb {
             Verb::WaitJob => pair::<wire::WaitRequest, wire::Job>(),
             Verb::ListTypes => pair::<wire::Empty, wire::TypesReply>(),
             Verb::PauseType | Verb::ResumeType => pair::<wire::TypeRequest, wire::TypeInfo>(),
+            Verb::RegisterType => pair::<crate::types::Definition, wire::TypeInfo>(),
+            Verb::UnregisterType => pair::<wire::TypeRequest, wire::TypeRemoved>(),
             Verb::GetSchema => pair::<wire::SchemaRequest, wire::SchemaReply>(),
         }
     }

@@ -1,20 +1,25 @@
-//! `listTypes`, `pauseType` and `resumeType`.
+//! `listTypes`, `registerType`, `unregisterType`, `pauseType` and `resumeType`.
+
+use std::sync::Arc;
 
 use super::{
     Ops, Scope,
-    error::{ApiError, Code},
-    wire::{TypeInfo, TypeRequest, TypesReply},
+    error::{ApiError, Code, Fault, quoted},
+    input,
+    wire::{TypeInfo, TypeRemoved, TypeRequest, TypesReply},
 };
-use crate::handlers::AnyHandler;
+use crate::{
+    job::{JobType, json},
+    types::{Definition, Known, Snapshot},
+};
 
 impl Ops {
     /// # Errors
     /// `unavailable` when the database is away.
     pub async fn list_types(&self, scope: Scope<'_>) -> Result<TypesReply, ApiError> {
-        let paused = self.store.paused_types().await?;
-        let seen = self.registry.iter().filter(|handler| scope.is_none_or(|scope| *scope == handler.job_type));
-        let types = seen.map(|handler| self.type_info(handler, &paused)).collect::<Result<_, _>>()?;
-        Ok(TypesReply { types })
+        let now = self.refresh_types().await?;
+        let seen = now.iter().filter(|known| scope.is_none_or(|scope| *scope == known.handler.job_type));
+        Ok(TypesReply { types: seen.map(|known| type_info(known, &now)).collect() })
     }
 
     /// Pauses or resumes a type; it holds across restarts and for all replicas.
@@ -22,36 +27,122 @@ impl Ops {
     /// # Errors
     /// `unknown_type`.
     pub async fn set_paused(&self, scope: Scope<'_>, request: TypeRequest, paused: bool) -> Result<TypeInfo, ApiError> {
-        let name = match (scope, &request.r#type) {
-            (Some(scope), Some(name)) if scope.as_str() != name => {
-                let message = format!("the subject says '{scope}'; leave the type out or make both agree");
-                return Err(ApiError::fault(Code::InvalidRequest, "/type", message));
-            }
-            (Some(scope), _) => scope.as_str(),
-            (None, Some(name)) => name,
-            (None, None) => return Err(ApiError::fault(Code::InvalidRequest, "/type", "a type is needed")),
-        };
-        let Some(handler) = self.registry.get(name) else { return Err(self.unknown_type(name)) };
-        self.store.set_paused(name, paused).await?;
-        self.broker.signal_types_changed(name).await;
-        let list = if paused { vec![name.to_owned()] } else { Vec::new() };
-        self.type_info(handler, &list)
+        let known = self.known(scope, request.r#type.as_deref())?;
+        self.store.set_paused(known.name(), paused).await?;
+        self.broker.signal_types_changed(known.name()).await;
+        Ok(type_info(&known, &*self.refresh_types().await?))
     }
 
-    fn type_info(&self, handler: &AnyHandler, paused: &[String]) -> Result<TypeInfo, ApiError> {
-        let name = handler.job_type.as_str();
-        let settings = self.settings(handler)?;
-        let delays = (1..settings.retry.max_attempts).take(10).map(|n| settings.retry.delay(n, 0.5));
-        Ok(TypeInfo {
-            r#type: name.to_owned(),
-            description: handler.about.to_owned(),
-            handler: "builtin".to_owned(),
-            paused: paused.iter().any(|paused| paused == name),
-            timeout: humantime::format_duration(settings.timeout).to_string(),
-            concurrency: settings.concurrency,
-            max_attempts: settings.retry.max_attempts,
-            retry_delays: delays.map(|d| humantime::format_duration(d).to_string()).collect(),
-            schema: handler.schema.as_value().clone(),
-        })
+    /// Makes a type whose work is done outside, or replaces its definition. Repeating it is harmless.
+    ///
+    /// # Errors
+    /// `invalid_request` with every fault; `type_conflict` for the types of the program and the configuration.
+    pub async fn register_type(&self, scope: Scope<'_>, body: &[u8]) -> Result<TypeInfo, ApiError> {
+        json::check_object(body).map_err(input::broken_rule)?;
+        let definition: Definition = input::decode(body)?;
+        let name = name_of(scope, definition.r#type.as_deref())?.to_owned();
+        self.must_be_free(&name)?;
+        self.types.check(&name, &definition).map_err(|faults| {
+            let fault = |(path, message)| Fault { path, message };
+            ApiError::faults(Code::InvalidRequest, faults.0.into_iter().map(fault).collect())
+        })?;
+        let text = String::from_utf8_lossy(body);
+        self.store.define_type(&name, &text, false).await?;
+        let now = self.refresh_types().await?;
+        // Its consumers come with the next look at the types, here or elsewhere; jobs are taken meanwhile.
+        self.broker.signal_types_changed(&name).await;
+        let known =
+            now.get(&name).ok_or_else(|| ApiError::unavailable("somebody removed the type at the same time"))?;
+        Ok(type_info(known, &now))
+    }
+
+    /// Forgets a type that was registered or discovered.
+    ///
+    /// # Errors
+    /// `unknown_type`, `type_conflict`, and `type_in_use` while it has unfinished jobs.
+    pub async fn unregister_type(&self, scope: Scope<'_>, request: TypeRequest) -> Result<TypeRemoved, ApiError> {
+        let name = name_of(scope, request.r#type.as_deref())?;
+        self.must_be_free(name)?;
+        match self.store.undefine_type(name).await? {
+            None => return Err(self.unknown_type(name)),
+            Some(0) => {}
+            Some(n) => {
+                let detail = format!("'{name}' has {n} unfinished jobs; let them end, or cancel them first");
+                return Err(ApiError::new(Code::TypeInUse, detail));
+            }
+        }
+        self.refresh_types().await?;
+        self.broker.signal_types_changed(name).await;
+        Ok(TypeRemoved { r#type: name.to_owned(), removed: true })
+    }
+
+    /// The type of a request: from the body, from the subject, or from both when they agree.
+    pub(super) fn known(&self, scope: Scope<'_>, named: Option<&str>) -> Result<Arc<Known>, ApiError> {
+        let name = name_of(scope, named)?;
+        self.types.now().get(name).cloned().ok_or_else(|| self.unknown_type(name))
+    }
+
+    pub(crate) fn unknown_type(&self, name: &str) -> ApiError {
+        let now = self.types.now();
+        let known: Vec<&str> = now.iter().map(|known| known.name()).take(MAX_NAMED).collect();
+        let problem = match JobType::new(name) {
+            Ok(_) => format!("there is no type '{name}'"),
+            Err(rule) => format!("{} is no type name ({rule})", quoted(name)),
+        };
+        let more = if now.iter().nth(MAX_NAMED).is_some() { ", …" } else { "" };
+        ApiError::new(Code::UnknownType, format!("{problem}; known are {}{more}", known.join(", ")))
+    }
+
+    /// The list as the database has it at this moment.
+    async fn refresh_types(&self) -> Result<Arc<Snapshot>, ApiError> {
+        self.types.replace(self.store.types().await?);
+        Ok(self.types.now())
+    }
+
+    fn must_be_free(&self, name: &str) -> Result<(), ApiError> {
+        match self.types.fixed(name) {
+            None => Ok(()),
+            Some(_) => {
+                let detail = format!("'{name}' belongs to the program or its configuration; choose another name");
+                Err(ApiError::new(Code::TypeConflict, detail))
+            }
+        }
+    }
+}
+
+/// Most types that a refusal lists.
+const MAX_NAMED: usize = 100;
+
+fn name_of<'a>(scope: Scope<'a>, named: Option<&'a str>) -> Result<&'a str, ApiError> {
+    match (scope, named) {
+        (Some(scope), Some(named)) if scope.as_str() != named => {
+            let message = format!("the subject says '{scope}'; leave the type out or make both agree");
+            Err(ApiError::fault(Code::InvalidRequest, "/type", message))
+        }
+        (Some(scope), _) => Ok(scope.as_str()),
+        (None, Some(named)) => Ok(named),
+        (None, None) => Err(ApiError::fault(Code::InvalidRequest, "/type", "a type is needed")),
+    }
+}
+
+fn type_info(known: &Known, now: &Snapshot) -> TypeInfo {
+    let (handler, settings) = (&known.handler, &known.settings);
+    let delays = (1..settings.retry.max_attempts).take(10).map(|n| settings.retry.delay(n, 0.5));
+    let text = |span| humantime::format_duration(span).to_string();
+    TypeInfo {
+        r#type: known.name().to_owned(),
+        description: handler.about.clone(),
+        handler: handler.work,
+        origin: known.origin,
+        attended: now.attended(known),
+        url: known.url.clone(),
+        paused: now.paused.contains(known.name()),
+        timeout: text(settings.timeout),
+        heartbeat: known.heartbeat.map(text),
+        concurrency: settings.concurrency,
+        max_attempts: settings.retry.max_attempts,
+        retry_delays: delays.map(text).collect(),
+        schema: handler.schema.clone(),
+        result_schema: handler.result_schema.clone(),
     }
 }

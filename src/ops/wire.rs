@@ -13,8 +13,9 @@ use super::{
     input::{IdText, Span},
 };
 use crate::{
-    job::{Status, model::JobId},
+    job::{Status, Work, model::JobId},
     store::entity::job::Model,
+    types::Origin,
 };
 
 /// A request to run a job.
@@ -328,17 +329,34 @@ pub struct TypesReply {
 pub struct TypeInfo {
     pub r#type: String,
     pub description: String,
-    /// Where its work is done; `builtin`: by the service itself.
-    pub handler: String,
+    /// Who does its work: `builtin` (the service itself), `nats`, `http` or `pull`.
+    pub handler: Work,
+    /// Who said that there is such a type.
+    pub origin: Origin,
+    /// Whether somebody answers for it; null for `pull`, whose workers come by themselves.
+    pub attended: Option<bool>,
+    /// Where an `http` handler is asked.
+    pub url: Option<String>,
     /// Paused types take jobs, but start none.
     pub paused: bool,
     pub timeout: String,
+    /// A run outside that is silent for so long is taken to be lost; null: its timeout decides.
+    pub heartbeat: Option<String>,
     pub concurrency: usize,
     pub max_attempts: u16,
     /// Delays after the failed attempts, the last one repeats.
     pub retry_delays: Vec<String>,
     /// JSON Schema of the payload.
     pub schema: serde_json::Value,
+    /// JSON Schema of the result; null: there is no rule for it.
+    pub result_schema: Option<serde_json::Value>,
+}
+
+/// A type that is no more.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct TypeRemoved {
+    pub r#type: String,
+    pub removed: bool,
 }
 
 /// Names a verb.

@@ -4,6 +4,7 @@
 
 mod claims;
 mod heartbeat;
+mod lineup;
 mod outcomes;
 mod puller;
 mod run;
@@ -15,15 +16,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{
-    broker::Broker,
-    config::{Config, TypeSettings},
-    handlers::{AnyHandler, Registry},
-    store::Store,
-};
+use crate::{broker::Broker, config::Config, store::Store, types::Types};
 use heartbeat::{Heartbeat, Watermarks};
 use running::Running;
 
@@ -33,6 +29,7 @@ pub struct Deps {
     pub store: Store,
     pub broker: Broker,
     pub config: Arc<Config>,
+    pub types: Types,
     /// Rung when a dead letter was written, so that it is published at once.
     pub relay: Arc<Notify>,
 }
@@ -56,26 +53,16 @@ pub(crate) struct Shared {
     pub outcomes: outcomes::Outcomes,
     pub running: Running,
     pub watermarks: Watermarks,
-    /// Paused types, as far as this process knows; the claim's own check is the one that counts.
-    pub paused: watch::Sender<Vec<String>>,
     /// Runs and the batchers that they wait for.
     pub tasks: TaskTracker,
     /// Set when runs are cut off, so that no further one starts.
     pub draining: AtomicBool,
 }
 
-/// One job type as this worker runs it.
-pub(crate) struct Lineup {
-    pub handler: Arc<AnyHandler>,
-    pub settings: TypeSettings,
-}
-
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("worker.types names '{0}', which this program does not know; `queue-service types` lists the known ones")]
     UnknownType(String),
-    #[error("types.{0}: {1}")]
-    Settings(String, String),
     #[error("the connection to NATS is closed")]
     Closed(#[from] async_nats::SubscribeError),
     #[error("the heartbeat's thread can't be started")]
@@ -83,12 +70,15 @@ pub enum Error {
 }
 
 impl Worker {
-    /// Starts pulling and running jobs of all types that the settings name.
+    /// Starts pulling and running jobs of all types that the settings name, and of those that come later.
     ///
     /// # Errors
     /// Settings that do not fit.
-    pub async fn start(deps: Deps, registry: &Registry) -> Result<Self, Error> {
-        let lineups = lineups(&deps.config, registry)?;
+    pub async fn start(deps: Deps) -> Result<Self, Error> {
+        let known = deps.types.now();
+        if let Some(unknown) = deps.config.worker.types.iter().find(|name| known.get(name).is_none()) {
+            return Err(Error::UnknownType(unknown.clone()));
+        }
         let id = worker_id();
         let batch_tasks = TaskTracker::new();
         let watermarks = Watermarks::default();
@@ -103,7 +93,6 @@ impl Worker {
             outcomes: outcomes::start(&deps, &batch_tasks),
             running: Running::default(),
             watermarks,
-            paused: watch::channel(Vec::new()).0,
             tasks: batch_tasks,
             draining: AtomicBool::new(false),
             id,
@@ -111,13 +100,11 @@ impl Worker {
         });
         let (pullers, stop_pulling) = (TaskTracker::new(), CancellationToken::new());
         pullers.spawn(running::obey_cancels(shared.clone(), stop_pulling.clone()));
-        pullers.spawn(puller::watch_pauses(shared.clone(), stop_pulling.clone()));
         pullers.spawn(running::speak_for_runs(shared.clone(), stop_pulling.clone()));
         pullers.spawn(claims::hand_back_unheard(shared.clone(), stop_pulling.clone()));
-        for lineup in lineups {
-            let puller = puller::Puller::open(shared.clone(), lineup, stop_pulling.clone()).await?;
-            pullers.spawn(puller.work());
-        }
+        let mut lineup = lineup::Lineup::new(shared.clone(), pullers.clone(), stop_pulling.clone());
+        lineup.update().await?;
+        pullers.spawn(lineup.follow());
         tracing::info!(worker.id = %shared.id, "worker started");
         Ok(Self { shared, pullers, stop_pulling, heartbeat })
     }
@@ -154,23 +141,6 @@ impl Worker {
         }
         tracing::info!(worker.id = %id, "worker stopped");
     }
-}
-
-fn lineups(config: &Config, registry: &Registry) -> Result<Vec<Lineup>, Error> {
-    let wanted = &config.worker.types;
-    if let Some(unknown) = wanted.iter().find(|name| registry.get(name).is_none()) {
-        return Err(Error::UnknownType(unknown.clone()));
-    }
-    let lineup = |handler: &Arc<AnyHandler>| {
-        let name = handler.job_type.as_str();
-        let settings = handler.settings(config).map_err(|e| Error::Settings(name.to_owned(), e))?;
-        Ok(Lineup { handler: handler.clone(), settings })
-    };
-    registry
-        .iter()
-        .filter(|handler| wanted.is_empty() || wanted.iter().any(|name| name == handler.job_type.as_str()))
-        .map(lineup)
-        .collect()
 }
 
 /// Names the process for people, and no other process ever again.

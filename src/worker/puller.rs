@@ -6,13 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
 
-use super::{Lineup, Shared, run, slots::Slots};
+use super::{Shared, run, slots::Slots};
 use crate::{
     broker::pull::{Delivery, LanePull},
     job::Lane,
+    types::Known,
 };
 
 /// How long a message may wait here for a slot before another worker shall have it.
@@ -22,7 +22,7 @@ const SHARE: u64 = 10;
 
 pub(crate) struct Puller {
     shared: Arc<Shared>,
-    lineup: Arc<Lineup>,
+    known: Arc<Known>,
     slots: Slots,
     lanes: [LanePull; 3],
     waiting: [VecDeque<Delivery>; 3],
@@ -36,18 +36,18 @@ impl Puller {
     /// The client is closed.
     pub async fn open(
         shared: Arc<Shared>,
-        lineup: Lineup,
+        known: Arc<Known>,
         stop: CancellationToken,
     ) -> Result<Self, async_nats::SubscribeError> {
-        let (broker, name) = (&shared.deps.broker, lineup.handler.job_type.as_str());
+        let (broker, name) = (&shared.deps.broker, known.name());
         let lanes = [
             LanePull::open(broker, name, Lane::High).await?,
             LanePull::open(broker, name, Lane::Normal).await?,
             LanePull::open(broker, name, Lane::Low).await?,
         ];
         Ok(Self {
-            slots: Slots::new(lineup.settings.concurrency),
-            lineup: Arc::new(lineup),
+            slots: Slots::new(known.settings.concurrency),
+            known,
             lanes,
             waiting: Default::default(),
             started: 0,
@@ -59,8 +59,9 @@ impl Puller {
 
     pub async fn work(mut self) {
         let mut tick = tokio::time::interval(Duration::from_millis(500));
-        let mut paused = self.shared.paused.subscribe();
+        let mut types = self.shared.deps.types.changes();
         let mut is_paused = false;
+        types.mark_changed();
         loop {
             self.start_waiting();
             if !is_paused {
@@ -74,10 +75,7 @@ impl Puller {
                 Some(delivery) = normal.next() => self.waiting[1].push_back(delivery),
                 Some(delivery) = low.next() => self.waiting[2].push_back(delivery),
                 _ = self.slots.changed() => {}
-                Ok(()) = paused.changed() => {
-                    let name = self.lineup.handler.job_type.as_str();
-                    is_paused = paused.borrow_and_update().iter().any(|paused| paused == name);
-                }
+                Ok(()) = types.changed() => is_paused = types.borrow_and_update().paused.contains(self.known.name()),
                 _ = tick.tick() => {
                     self.lanes.iter_mut().for_each(LanePull::tick);
                     self.hand_on().await;
@@ -96,7 +94,7 @@ impl Puller {
             let Some(delivery) = self.pick() else { return };
             // Not on the tracker of the batchers: that is waited for after the last run has ended. Boxed, since tokio
             // copies a task's future at every change of its state, and this one has some kilobytes.
-            tokio::spawn(Box::pin(run::carry_out(self.shared.clone(), self.lineup.clone(), delivery, place)));
+            tokio::spawn(Box::pin(run::carry_out(self.shared.clone(), self.known.clone(), delivery, place)));
         }
         self.full_since = None;
     }
@@ -151,26 +149,6 @@ impl Puller {
     async fn nak_waiting(&mut self) {
         for delivery in self.waiting.iter_mut().flat_map(|queue| queue.drain(..)) {
             delivery.split().1.nak(&self.shared.deps.broker, Duration::ZERO).await;
-        }
-    }
-}
-
-/// Keeps the list of paused types: told by signals, and read every few seconds in case one got lost.
-pub(crate) async fn watch_pauses(shared: Arc<Shared>, stop: CancellationToken) {
-    let Ok(mut changes) = shared.deps.broker.types_changes().await else { return };
-    let mut tick = tokio::time::interval(Duration::from_secs(2));
-    loop {
-        tokio::select! {
-            _ = stop.cancelled() => return,
-            _ = tick.tick() => {}
-            Some(_) = changes.next() => {}
-        }
-        if let Ok(paused) = shared.deps.store.paused_types().await {
-            shared.paused.send_if_modified(|known| {
-                let new = *known != paused;
-                *known = paused;
-                new
-            });
         }
     }
 }

@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{
-    Lineup, Shared,
+    Shared,
     running::{Run, StopCause},
     slots::{Place, Slot},
 };
@@ -21,13 +21,14 @@ use crate::{
         events::{Event, EventState},
         pull::Delivery,
     },
-    handlers::{RunContext, context::Notes},
+    handlers::{AnyHandler, Ended, RunContext, context::Notes},
     job::{Failure, FailureKind, Outcome, Status, Verdict, json, settle},
     ops::error::chain,
     store::{
         claim::{Claim, Claimed, Refused},
         finish::{Recorded, Settlement, WakeUp},
     },
+    types::Known,
 };
 
 /// A delay beyond this is kept in the outbox, not in the broker.
@@ -41,7 +42,7 @@ const NEXT_SUSPECT: Duration = Duration::from_millis(500);
 const TURN: Duration = Duration::from_secs(1);
 
 /// Carries out what a message asks for. Returns when it is answered, or when it must not be.
-pub(crate) async fn carry_out(shared: Arc<Shared>, lineup: Arc<Lineup>, delivery: Delivery, place: Place) {
+pub(crate) async fn carry_out(shared: Arc<Shared>, known: Arc<Known>, delivery: Delivery, place: Place) {
     let broker = &shared.deps.broker;
     let (wake_up, ack) = delivery.split();
     let Ok(wake_up) = wake_up else {
@@ -50,12 +51,12 @@ pub(crate) async fn carry_out(shared: Arc<Shared>, lineup: Arc<Lineup>, delivery
     };
     let run = Arc::new(Run::new(wake_up.id, wake_up.job_type.clone(), ack));
     let key = shared.running.add(run.clone());
-    carry_out_tracked(&shared, &lineup, &run, place).await;
+    carry_out_tracked(&shared, &known, &run, place).await;
     run.let_go();
     shared.running.remove(key);
 }
 
-async fn carry_out_tracked(shared: &Arc<Shared>, lineup: &Lineup, run: &Arc<Run>, place: Place) {
+async fn carry_out_tracked(shared: &Arc<Shared>, known: &Known, run: &Arc<Run>, place: Place) {
     let broker = &shared.deps.broker;
     if shared.draining.load(Ordering::SeqCst) {
         run.let_go();
@@ -85,14 +86,14 @@ async fn carry_out_tracked(shared: &Arc<Shared>, lineup: &Lineup, run: &Arc<Run>
 
     let (outcome, _unrecorded) = match slot_for(run, place).await {
         Ok(slot) => {
-            let outcome = run_handler(shared, lineup, run, &job).await;
+            let outcome = run_handler(shared, known, run, &job).await;
             (outcome, Some(slot.ended()))
         }
         Err(outcome) => (outcome, None),
     };
     // What the handler said last belongs to the record as well.
     super::running::write_notes_of(shared, run).await;
-    let verdict = settle(attempt, job.max_attempts as u16, &lineup.settings.retry, outcome, rand::random());
+    let verdict = settle(attempt, job.max_attempts as u16, &known.settings.retry, outcome, rand::random());
     let told = News::of(&verdict);
     let (wake_up, delay) = match &verdict {
         Verdict::Retry { delay, .. } | Verdict::HandBack { delay } if *delay > LONGEST_NAK => (WakeUp::Outbox, *delay),
@@ -155,13 +156,13 @@ async fn refuse(shared: &Shared, run: &Run, refused: Refused) {
     }
 }
 
-async fn run_handler(shared: &Shared, lineup: &Lineup, run: &Run, job: &Claimed) -> Outcome {
-    let timeout = job.timeout_ms.map_or(lineup.settings.timeout, |ms| Duration::from_millis(ms.unsigned_abs()));
+async fn run_handler(shared: &Shared, known: &Known, run: &Run, job: &Claimed) -> Outcome {
+    let timeout = job.timeout_ms.map_or(known.settings.timeout, |ms| Duration::from_millis(ms.unsigned_abs()));
     let notes = Arc::new(Notes::with_checkpoint(job.checkpoint.as_ref().map(|c| c.0.clone())));
     *run.notes.lock().unwrap_or_else(PoisonError::into_inner) = notes.clone();
     let ctx = RunContext {
         job_id: job.id,
-        job_type: lineup.handler.job_type.clone(),
+        job_type: known.handler.job_type.clone(),
         attempt: job.attempt as u16,
         max_attempts: job.max_attempts as u16,
         run: job.run,
@@ -169,14 +170,14 @@ async fn run_handler(shared: &Shared, lineup: &Lineup, run: &Run, job: &Claimed)
         cancel: run.token.clone(),
         notes,
     };
-    let (handler, payload, deadline) = (lineup.handler.clone(), job.payload.0.clone(), ctx.deadline);
+    let (handler, payload, deadline) = (known.handler.clone(), job.payload.0.clone(), ctx.deadline);
     // A task of its own: a handler that panics or blocks its thread must not take the bookkeeping along.
     let mut task = AbortOnDrop(tokio::spawn(Box::pin(async move { handler.run(&ctx, &payload).await })));
     tokio::select! {
         biased;
         // Also when the handler obeyed so promptly that its end is seen first.
-        ended = &mut task.0 => by_cause(Some(judge(shared, run, ended)), run.cause()),
-        _ = run.token.cancelled() => stopped(shared, run, &mut task).await,
+        ended = &mut task.0 => by_cause(Some(judge(shared, known, run, ended)), run.cause()),
+        _ = run.token.cancelled() => stopped(shared, known, run, &mut task).await,
         _ = sleep_until(deadline) => {
             let message = format!("the attempt took longer than its timeout of {}", humantime::format_duration(timeout));
             Outcome::Failed(Failure::new(FailureKind::Timeout, message))
@@ -185,9 +186,9 @@ async fn run_handler(shared: &Shared, lineup: &Lineup, run: &Run, job: &Claimed)
 }
 
 /// Gives the handler a moment to end by itself; its own result counts if it has one.
-async fn stopped(shared: &Shared, run: &Run, task: &mut AbortOnDrop) -> Outcome {
+async fn stopped(shared: &Shared, known: &Known, run: &Run, task: &mut AbortOnDrop) -> Outcome {
     let by_itself = tokio::select! {
-        ended = &mut task.0 => Some(judge(shared, run, ended)),
+        ended = &mut task.0 => Some(judge(shared, known, run, ended)),
         _ = sleep(shared.deps.config.worker.cancel_grace) => None,
     };
     // Without a cause nobody could have cancelled the token.
@@ -205,12 +206,12 @@ fn by_cause(by_itself: Option<Outcome>, cause: Option<StopCause>) -> Outcome {
     }
 }
 
-type Ended = Result<Result<Box<RawValue>, Failure>, tokio::task::JoinError>;
-
-fn judge(shared: &Shared, run: &Run, ended: Ended) -> Outcome {
+fn judge(shared: &Shared, known: &Known, run: &Run, ended: Result<Ended, tokio::task::JoinError>) -> Outcome {
     match ended {
-        Ok(Ok(result)) => check_result(result, shared.deps.config.limits.result.as_u64()),
-        Ok(Err(failure)) => Outcome::Failed(failure),
+        Ok(Ended::Done(result)) => check_result(&known.handler, result, shared.deps.config.limits.result.as_u64()),
+        Ok(Ended::Failed(failure)) => Outcome::Failed(failure),
+        Ok(Ended::Released(delay)) => Outcome::Interrupted { delay },
+        Ok(Ended::Outside) => Outcome::Interrupted { delay: Duration::ZERO },
         Err(e) => {
             let panic = e.try_into_panic().ok();
             let said = panic.as_ref().and_then(|p| {
@@ -224,7 +225,12 @@ fn judge(shared: &Shared, run: &Run, ended: Ended) -> Outcome {
 }
 
 /// What handlers return is cleaned rather than refused: it must never keep an outcome from being recorded.
-fn check_result(result: Box<RawValue>, max: u64) -> Outcome {
+fn check_result(handler: &AnyHandler, result: Box<RawValue>, max: u64) -> Outcome {
+    let faults = handler.check_result(&result);
+    if let Some((pointer, fault)) = faults.0.first() {
+        let message = format!("the result breaks the result schema of '{}': {pointer} {fault}", handler.job_type);
+        return Outcome::Failed(Failure::permanent(message));
+    }
     if result.get().len() as u64 > max {
         let message =
             format!("result_too_large: the result has {} bytes, the limit is {max} bytes", result.get().len());
@@ -251,7 +257,7 @@ fn without_nul(value: serde_json::Value) -> serde_json::Value {
     }
 }
 
-struct AbortOnDrop(JoinHandle<Result<Box<RawValue>, Failure>>);
+struct AbortOnDrop(JoinHandle<Ended>);
 
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {

@@ -353,7 +353,12 @@ async fn every_described_operation_answers_as_described() {
             if name == "retryJob" {
                 service.finished(&id).await;
             }
-            let path = path.replace("{id}", &id).replace("{type}", "probe").replace("{verb}", "enqueue");
+            let registers = name.to_lowercase().ends_with("registertype");
+            if registers {
+                service.call("registerType.foreign", json!({"handler": "pull"})).await;
+            }
+            let job_type = if registers { "foreign" } else { "probe" };
+            let path = path.replace("{id}", &id).replace("{type}", job_type).replace("{verb}", "enqueue");
             let body = &operation["requestBody"]["content"]["application/json"]["example"];
             let body = if body.is_null() { String::new() } else { body.to_string() };
             let answer = service.web(&method.to_uppercase(), &path, &[], body).await;

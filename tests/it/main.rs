@@ -47,6 +47,7 @@ mod rolling;
 mod schema;
 mod sockets;
 mod stats;
+mod types;
 mod wait;
 mod web;
 mod wire;

@@ -274,7 +274,7 @@ async fn the_examples_of_the_documentation_do_what_it_says() {
         let payload = serde_json::value::to_raw_value(&example["payload"]).unwrap();
         assert!(handler.check(&payload).is_empty());
         let ctx = RunContext::detached(handler.job_type.clone(), std::time::Duration::from_secs(30));
-        let result: Value = serde_json::from_str(handler.run(&ctx, &payload).await.unwrap().get()).unwrap();
+        let result: Value = serde_json::from_str(handler.run(&ctx, &payload).await.result().unwrap().get()).unwrap();
         let mut names: Vec<_> = result.as_object().unwrap().keys().cloned().collect();
         names.sort();
         keys.push(names.join(" "));
@@ -296,7 +296,7 @@ async fn mail_is_shown_decoded_as_page_and_json_and_as_text_only() {
             "to": "b@example.com", "bcc": "hidden@example.com", "subject": format!("Grüße <b>{n}</b>"),
             "body": "Schöne Grüße", "html": "<script>alert(1)</script>",
         });
-        handler.run(&ctx, &serde_json::value::to_raw_value(&payload).unwrap()).await.unwrap();
+        handler.run(&ctx, &serde_json::value::to_raw_value(&payload).unwrap()).await.result().unwrap();
     }
     let listed = json_of(sandbox.url("/dev/mail")).await;
     assert_eq!(listed, json_of(sandbox.url("/dev/mail.json")).await);
@@ -310,7 +310,7 @@ async fn mail_is_shown_decoded_as_page_and_json_and_as_text_only() {
         assert!(page.contains("Grüße &lt;b&gt;1&lt;/b&gt;") && !page.contains("<script"), "{page}");
     }
     let refused = json!({"to": REFUSED_MAILBOX, "subject": "s", "body": "b"});
-    let failure = handler.run(&ctx, &serde_json::value::to_raw_value(&refused).unwrap()).await.unwrap_err();
+    let failure = handler.run(&ctx, &serde_json::value::to_raw_value(&refused).unwrap()).await.result().unwrap_err();
     assert_eq!(failure.kind, FailureKind::Permanent);
     for path in ["/dev/mail/99", "/dev/mail/x", "/dev/mail/.json"] {
         assert_eq!(client().get(sandbox.url(path)).send().await.unwrap().status(), StatusCode::NOT_FOUND);
@@ -334,7 +334,7 @@ async fn the_demos_troubled_webhooks_go_the_way_they_are_meant_to() {
         let ctx = RunContext::detached(handler.job_type.clone(), std::time::Duration::from_secs(30));
         let mut story = Vec::new();
         for _ in 0..3 {
-            story.push(match handler.run(&ctx, &payload).await {
+            story.push(match handler.run(&ctx, &payload).await.result() {
                 Ok(_) => "done".to_owned(),
                 Err(failure) => format!("{} {:?}", failure.kind.as_str(), failure.retry_after),
             });

@@ -67,5 +67,5 @@ fn context() -> RunContext {
 
 async fn run(handler: &AnyHandler, ctx: &RunContext, payload: &Value) -> Result<Value, Failure> {
     let payload = serde_json::value::to_raw_value(payload).unwrap();
-    handler.run(ctx, &payload).await.map(|result| serde_json::from_str(result.get()).unwrap())
+    handler.run(ctx, &payload).await.result().map(|result| serde_json::from_str(result.get()).unwrap())
 }

@@ -47,7 +47,7 @@ async fn run(handler: &AnyHandler, payload: &Value) -> Result<Value, Failure> {
 
 async fn run_as(handler: &AnyHandler, ctx: &RunContext, payload: &Value) -> Result<Value, Failure> {
     let payload = serde_json::value::to_raw_value(payload).unwrap();
-    handler.run(ctx, &payload).await.map(|result| serde_json::from_str(result.get()).unwrap())
+    handler.run(ctx, &payload).await.result().map(|result| serde_json::from_str(result.get()).unwrap())
 }
 
 /// A site whose pages are given by path; any other path is a 404. It keeps what it was asked for.

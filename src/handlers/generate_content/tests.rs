@@ -23,7 +23,7 @@ fn context() -> RunContext {
 }
 
 async fn run(peer: &Peer, payload: Value) -> Value {
-    let result = handler(&peer.config()).run(&context(), &to_raw_value(&payload).unwrap()).await.unwrap();
+    let result = handler(&peer.config()).run(&context(), &to_raw_value(&payload).unwrap()).await.result().unwrap();
     serde_json::from_str(result.get()).unwrap()
 }
 
@@ -87,14 +87,14 @@ async fn a_cancelled_job_stops_waiting_for_its_text() {
     let handler = handler(&peer.config());
     let ctx = context();
     ctx.cancel.cancel();
-    let failure = handler.run(&ctx, &to_raw_value(&json!({"prompt": "p"})).unwrap()).await.unwrap_err();
+    let failure = handler.run(&ctx, &to_raw_value(&json!({"prompt": "p"})).unwrap()).await.result().unwrap_err();
     assert!(failure.message.contains("stopped"));
 }
 
 #[tokio::test]
 async fn an_unconfigured_service_says_what_to_set() {
     let run_payload = to_raw_value(&json!({"prompt": "p"})).unwrap();
-    let failure = handler(&config::Ai::default()).run(&context(), &run_payload).await.unwrap_err();
+    let failure = handler(&config::Ai::default()).run(&context(), &run_payload).await.result().unwrap_err();
     assert_eq!(failure.kind, FailureKind::Permanent);
     assert!(failure.message.contains("ai.base_url"), "{}", failure.message);
 }
@@ -109,7 +109,7 @@ async fn a_prompt_of_half_a_megabyte_is_sent_and_its_refusal_is_the_providers() 
     })
     .await;
     let payload = to_raw_value(&json!({"prompt": "x".repeat(500 * 1024)})).unwrap();
-    let failure = handler(&peer.config()).run(&context(), &payload).await.unwrap_err();
+    let failure = handler(&peer.config()).run(&context(), &payload).await.result().unwrap_err();
     assert_eq!(failure.kind, FailureKind::Permanent);
     assert!(failure.message.contains("maximum context length"), "{}", failure.message);
 }

@@ -33,7 +33,7 @@ async fn run(handler: &AnyHandler, payload: &Value) -> Result<Value, Failure> {
 async fn run_as(handler: &AnyHandler, ctx: &RunContext, payload: &Value) -> Result<Value, Failure> {
     let payload = raw(payload);
     assert_eq!(handler.check(&payload), Faults::default());
-    handler.run(ctx, &payload).await.map(|result| serde_json::from_str(result.get()).unwrap())
+    handler.run(ctx, &payload).await.result().map(|result| serde_json::from_str(result.get()).unwrap())
 }
 
 fn faults(payload: &Value) -> Vec<String> {

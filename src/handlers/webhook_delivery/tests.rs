@@ -36,7 +36,7 @@ async fn run(handler: &AnyHandler, payload: &Value) -> Result<Value, Failure> {
 
 async fn run_as(handler: &AnyHandler, ctx: &RunContext, payload: &Value) -> Result<Value, Failure> {
     let payload = serde_json::value::to_raw_value(payload).unwrap();
-    handler.run(ctx, &payload).await.map(|result| serde_json::from_str(result.get()).unwrap())
+    handler.run(ctx, &payload).await.result().map(|result| serde_json::from_str(result.get()).unwrap())
 }
 
 fn faults(handler: &AnyHandler, payload: &Value) -> Vec<String> {

@@ -179,6 +179,43 @@ pub const OPERATIONS: &[Operation] = &[
         ..BASE
     },
     Operation {
+        path: "/types/{type}",
+        id: "getType",
+        group: "Types",
+        summary: "Show a job type",
+        parameters: &[TYPE],
+        gives: Gives::Reply(Verb::PauseType),
+        refusals: &[Code::UnknownType],
+        ..BASE
+    },
+    Operation {
+        method: "put",
+        path: "/types/{type}",
+        id: "registerType",
+        group: "Types",
+        summary: "Make a type whose work is done outside, or replace its definition",
+        parameters: &[TYPE],
+        takes: Takes::Body(
+            Verb::RegisterType,
+            r#"{"handler": "nats", "description": "Makes thumbnails.", "timeout": "2m",
+                "payloadSchema": {"type": "object", "required": ["image"], "properties": {"image": {"type": "string"}}}}"#,
+        ),
+        gives: Gives::Reply(Verb::RegisterType),
+        refusals: &[Code::InvalidJson, Code::UnknownType, Code::TypeConflict, Code::PayloadTooLarge],
+        ..BASE
+    },
+    Operation {
+        method: "delete",
+        path: "/types/{type}",
+        id: "unregisterType",
+        group: "Types",
+        summary: "Forget a type that was registered or discovered",
+        parameters: &[TYPE],
+        gives: Gives::Reply(Verb::UnregisterType),
+        refusals: &[Code::UnknownType, Code::TypeConflict, Code::TypeInUse],
+        ..BASE
+    },
+    Operation {
         method: "post",
         path: "/types/{type}/pause",
         id: "pauseType",
