@@ -15,6 +15,7 @@ pub mod handlers;
 pub mod http;
 pub mod job;
 pub mod ops;
+pub mod outside;
 pub mod rpc;
 pub mod service;
 pub mod store;

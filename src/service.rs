@@ -9,12 +9,13 @@ use crate::{
     background,
     broker::{self, Broker, Publisher},
     config::Config,
-    handlers::{Registry, registry},
+    handlers::{Registry, clients::fetch::SetupError, registry},
     http,
     ops::{Ops, error::chain},
+    outside::Callers,
     rpc,
     store::{self, Store},
-    types::{self, Callers, Types},
+    types::{self, Types},
     worker::{self, Worker},
 };
 
@@ -60,6 +61,8 @@ pub enum Error {
     #[error(transparent)]
     Worker(#[from] worker::Error),
     #[error(transparent)]
+    HttpClient(#[from] SetupError),
+    #[error(transparent)]
     Http(#[from] http::Error),
     #[error("the connection to NATS is closed")]
     Closed(#[from] async_nats::SubscribeError),
@@ -89,7 +92,9 @@ impl Service {
         let broker = Broker::connect(&config.nats, config.background.ack_wait).await?;
         let publisher = Publisher::start(broker.jetstream.clone()).await?;
         let registry = add_types(Registry::builtin(&config, store.reads().clone())?)?;
-        let types = Types::new(config.clone(), &registry, Callers::default())?;
+        let worker_id = worker::new_id();
+        let callers = Callers::new(&store, &broker, &config, &worker_id)?;
+        let types = Types::new(config.clone(), &registry, callers.clone())?;
         let relay = Arc::new(Notify::new());
         let intake = TaskTracker::new();
         let ops = Ops::new(
@@ -113,7 +118,8 @@ impl Service {
         let deps = background::Deps { store: store.clone(), broker: broker.clone(), publisher, config, types, relay };
         let (told, ready) = watch::channel(false);
         let stop_start = CancellationToken::new();
-        let start = Start { deps, duties: duties.tasks.clone(), stop: duties.stop.clone(), ready: told };
+        let start =
+            Start { deps, callers, worker_id, duties: duties.tasks.clone(), stop: duties.stop.clone(), ready: told };
         let start = tokio::spawn(start.run(stop_start.clone()));
         Ok(Self { http, ops, store, broker, doors, duties, intake, start, ready, stop_start })
     }
@@ -178,6 +184,8 @@ impl Service {
 /// What happens once the database answers.
 struct Start {
     deps: background::Deps,
+    callers: Callers,
+    worker_id: String,
     duties: TaskTracker,
     stop: CancellationToken,
     ready: watch::Sender<bool>,
@@ -208,7 +216,9 @@ impl Start {
             self.ready.send_replace(true);
             return Ok(None);
         }
+        self.callers.replies().listen(&self.stop, &self.duties).await?;
         let deps = worker::Deps {
+            id: self.worker_id,
             store: self.deps.store.clone(),
             broker: self.deps.broker.clone(),
             config: self.deps.config.clone(),

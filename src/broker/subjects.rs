@@ -84,6 +84,26 @@ impl Subjects {
         format!("{}.progress.{job_type}.{id}", self.prefix)
     }
 
+    /// Progress of all jobs, as handlers outside tell it.
+    pub fn all_progress(&self) -> String {
+        format!("{}.progress.*.*", self.prefix)
+    }
+
+    /// Where handlers of a type are asked.
+    pub fn handler(&self, job_type: &str) -> String {
+        format!("{}.handlers.{job_type}", self.prefix)
+    }
+
+    /// Where a handler answers for one run.
+    pub fn reply(&self, worker_id: &str, job_type: &str, id: JobId, run: i64) -> String {
+        format!("{}.reply.{worker_id}.{job_type}.{id}.{run}", self.prefix)
+    }
+
+    /// All answers to one process.
+    pub fn replies_to(&self, worker_id: &str) -> String {
+        format!("{}.reply.{worker_id}.*.*.*", self.prefix)
+    }
+
     pub fn consumer(job_type: &str, lane: Lane) -> String {
         format!("{job_type}-{lane}")
     }

@@ -72,8 +72,16 @@ pub struct AnyHandler {
 /// A handler without its types.
 pub(crate) trait Erased: Send + Sync {
     /// What the schema can't say; see [`AnyHandler::check`].
-    fn check(&self, payload: &RawValue) -> Result<Faults, serde_path_to_error::Error<serde_json::Error>>;
+    fn check(&self, _payload: &RawValue) -> Result<Faults, serde_path_to_error::Error<serde_json::Error>> {
+        Ok(Faults::default())
+    }
+
     fn run<'a>(&'a self, ctx: &'a RunContext, payload: &'a RawValue) -> Run<'a>;
+
+    /// See [`AnyHandler::room`].
+    fn room(&self) -> usize {
+        usize::MAX
+    }
 }
 
 /// A type that is known since somebody said so, and not by a Rust type.
@@ -167,6 +175,11 @@ impl AnyHandler {
             settings.concurrency = settings.concurrency.min(own);
         }
         Ok(settings)
+    }
+
+    /// How many more jobs it is worth beginning, where nobody may be there to do them.
+    pub fn room(&self) -> usize {
+        self.inner.room()
     }
 
     /// Runs the handler; its result is JSON.

@@ -164,6 +164,7 @@ mod tests {
             progress: None,
             tags: vec![HOSTILE.into()],
             idempotency_key: None,
+            note: None,
             worker_id: Some(HOSTILE.into()),
             created_at: chrono::DateTime::UNIX_EPOCH,
             run_at: chrono::DateTime::UNIX_EPOCH,

@@ -69,6 +69,7 @@ mod tests {
             completion_rate: String::new(),
             failure_rate: String::new(),
             by_type: [("odd\"\\\nname".to_owned(), counts)].into(),
+            unattended: Vec::new(),
             oldest_pending_seconds: Some(1.5),
         };
         let text = text(&stats, Duration::from_millis(2500), Some(4096));

@@ -12,8 +12,9 @@ use crate::{
     broker::{Broker, Publisher},
     config::Config,
     handlers::Registry,
+    outside::Callers,
     store::Store,
-    types::{Callers, Types},
+    types::Types,
 };
 
 struct Lonely {
@@ -33,7 +34,8 @@ async fn lonely(http: config::Http) -> Lonely {
     let store = Store::open(&config.database).unwrap();
     let broker = Broker::connect(&config.nats, Duration::from_secs(30)).await.unwrap();
     let publisher = Publisher::start(broker.jetstream.clone()).await.unwrap();
-    let types = Types::new(config.clone(), &Registry::default(), Callers::default()).unwrap();
+    let callers = Callers::new(&store, &broker, &config, "lonely").unwrap();
+    let types = Types::new(config.clone(), &Registry::default(), callers).unwrap();
     let ops = Ops::new(store, broker, publisher, config.clone(), types, Arc::default(), &tasks);
     let panics = Router::new().route("/panics", axum::routing::get(async || -> &'static str { panic!("on purpose") }));
     let address = start(ops, &config.http, panics, stop.clone(), &tasks).await.unwrap();

@@ -6,7 +6,7 @@ use super::{
     input,
     wire::{Job, JobRequest},
 };
-use crate::job::model::JobId;
+use crate::job::{Status, model::JobId};
 
 impl Ops {
     /// # Errors
@@ -23,11 +23,25 @@ impl Ops {
     pub async fn job(&self, scope: Scope<'_>, id: JobId) -> Result<Job, ApiError> {
         let row = self.store.job(id).await?;
         let row = row.filter(|row| scope.is_none_or(|job_type| job_type.as_str() == row.r#type));
-        let mut job = Job::from(row.ok_or_else(|| ApiError::job_not_found(id))?);
-        // In the full view of a job an absent list is an empty one.
-        if job.errors.is_none() {
-            job.errors = serde_json::value::RawValue::from_string("[]".into()).ok();
-        }
+        let mut job = Job::whole(row.ok_or_else(|| ApiError::job_not_found(id))?);
+        job.note = self.note(&job);
         Ok(job)
+    }
+
+    /// Why a job waits that could run.
+    fn note(&self, job: &Job) -> Option<String> {
+        let types = self.types.now();
+        match job.status {
+            Status::Pending if types.paused.contains(&job.r#type) => {
+                Some(format!("the type '{}' is paused", job.r#type))
+            }
+            Status::Pending if types.unattended.contains(&job.r#type) => {
+                Some(format!("'{}' has no handler at the moment; waiting spends no attempt", job.r#type))
+            }
+            Status::Pending if types.get(&job.r#type).is_none() => {
+                Some(format!("there is no type '{}' any more; register it again, or cancel the job", job.r#type))
+            }
+            _ => None,
+        }
     }
 }

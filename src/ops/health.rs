@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Ops;
+use crate::job::Work;
 
 /// How the service is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
@@ -39,12 +40,13 @@ const UNACKED: Duration = Duration::from_secs(5);
 impl Ops {
     pub async fn health(&self) -> Health {
         let (postgres, workers, jetstream) = tokio::join!(self.postgres(), self.workers(), self.jetstream());
-        let checks = BTreeMap::from([
+        let mut checks = BTreeMap::from([
             ("postgres", postgres),
             ("nats", self.nats()),
             ("jetstream", jetstream),
             ("workers", workers),
         ]);
+        checks.extend(self.handlers().map(|check| ("handlers", check)));
         let status = checks.values().map(|check| check.status).max().unwrap_or(HealthStatus::Ok);
         Health { status, checks }
     }
@@ -88,6 +90,21 @@ impl Ops {
             Ok(Err(e)) => check(HealthStatus::Degraded, format!("{e}: the sweep makes missing streams again")),
             Err(_) => check(HealthStatus::Degraded, "gives no answer"),
         }
+    }
+
+    /// `None` where no handler outside is asked.
+    fn handlers(&self) -> Option<Check> {
+        let types = self.types.now();
+        types.iter().find(|known| matches!(known.handler.work, Work::Nats | Work::Http))?;
+        let away: Vec<&str> =
+            types.unattended.iter().map(String::as_str).filter(|name| types.get(name).is_some()).collect();
+        if away.is_empty() {
+            return Some(check(HealthStatus::Ok, "all that were needed answer"));
+        }
+        let named = away.iter().take(10).copied().collect::<Vec<_>>().join(", ");
+        let more = if away.len() > 10 { ", …" } else { "" };
+        let detail = format!("nobody answers for {named}{more}: start their handlers; their jobs wait");
+        Some(check(HealthStatus::Degraded, detail))
     }
 
     async fn workers(&self) -> Check {

@@ -14,7 +14,10 @@ impl Ops {
         let oldest = self.store.oldest_pending_seconds(scope.map(|scope| scope.as_str()));
         let (counts, oldest) = tokio::try_join!(self.store.counts(), oldest)?;
         let counts = counts.into_iter().filter(|(name, ..)| scope.is_none_or(|scope| scope.as_str() == name));
-        Ok(tally(counts, oldest))
+        let types = self.types.now();
+        let mut unattended: Vec<String> = types.unattended.iter().cloned().collect();
+        unattended.retain(|name| types.get(name).is_some() && scope.is_none_or(|scope| scope.as_str() == name));
+        Ok(Stats { unattended, ..tally(counts, oldest) })
     }
 }
 
@@ -34,6 +37,7 @@ fn tally(counts: impl Iterator<Item = (String, Status, i64)>, oldest_pending_sec
         all,
         by_type,
         oldest_pending_seconds: oldest_pending_seconds.map(|s| (s * 1000.0).round() / 1000.0),
+        unattended: Vec::new(),
     }
 }
 

@@ -217,6 +217,8 @@ pub struct Job {
     pub tags: Vec<String>,
     pub idempotency_key: Option<String>,
     pub worker_id: Option<String>,
+    /// Why it waits, where that is not the job's own affair: its type is paused, or has no handler.
+    pub note: Option<String>,
     #[serde(serialize_with = "time")]
     pub created_at: DateTime<Utc>,
     #[serde(serialize_with = "time")]
@@ -261,11 +263,23 @@ impl From<Model> for Job {
             tags: row.tags.unwrap_or_default(),
             idempotency_key: row.idempotency_key,
             worker_id: row.worker_id,
+            note: None,
             created_at: row.created_at,
             run_at: row.run_at,
             started_at: row.started_at,
             finished_at: row.finished_at,
         }
+    }
+}
+
+impl Job {
+    /// A job with all its parts: an absent list of errors is an empty one then.
+    pub fn whole(row: Model) -> Self {
+        let mut job = Self::from(row);
+        if job.errors.is_none() {
+            job.errors = RawValue::from_string("[]".into()).ok();
+        }
+        job
     }
 }
 
@@ -294,6 +308,8 @@ pub struct Stats {
     pub by_type: BTreeMap<String, StatusCounts>,
     /// For how long the oldest due job has waited; null when none waits.
     pub oldest_pending_seconds: Option<f64>,
+    /// Types that nobody answers for: their jobs wait.
+    pub unattended: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

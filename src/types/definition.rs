@@ -7,11 +7,12 @@ use secrecy::ExposeSecret;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Callers, Known, Origin};
+use super::{Known, Origin};
 use crate::{
     config::{Config, TIMEOUT_RANGE, TypeOverrides, TypeSettings},
     job::{JobType, RetryPolicy, Work},
     ops::input::Span,
+    outside::Callers,
 };
 
 /// Longest description, in characters.
@@ -153,7 +154,7 @@ impl Definition {
         };
         let heartbeat = self.heartbeat.map(|span| span.0);
         let Some(job_type) = job_type.filter(|_| faults.0.is_empty()) else { return Err(faults) };
-        let handler = super::outside::handler(job_type, self, callers, config, heartbeat)?;
+        let handler = callers.handler(job_type, self, heartbeat).map_err(|faults| Faults(faults.0))?;
         let url = self.url.clone();
         Ok(Known { handler: handler.into(), settings, origin, heartbeat, url, text })
     }

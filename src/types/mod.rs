@@ -5,7 +5,6 @@
 //! works with types that fit together. `background::types` keeps it up to date.
 
 pub mod definition;
-mod outside;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,10 +18,10 @@ use crate::{
     config::{Config, TypeSettings},
     handlers::{AnyHandler, Registry},
     job::{JobType, Work},
+    outside::Callers,
     store::types::TypeRow,
 };
 pub use definition::Definition;
-pub use outside::Callers;
 
 /// A job type and all that is in force for it.
 pub struct Known {

@@ -26,6 +26,8 @@ use running::Running;
 /// What a worker needs of the rest of the service.
 #[derive(Clone)]
 pub struct Deps {
+    /// Names the process for people, and no other process ever again; see [`new_id`].
+    pub id: String,
     pub store: Store,
     pub broker: Broker,
     pub config: Arc<Config>,
@@ -79,7 +81,7 @@ impl Worker {
         if let Some(unknown) = deps.config.worker.types.iter().find(|name| known.get(name).is_none()) {
             return Err(Error::UnknownType(unknown.clone()));
         }
-        let id = worker_id();
+        let id = deps.id.clone();
         let batch_tasks = TaskTracker::new();
         let watermarks = Watermarks::default();
         let heartbeat = Heartbeat::start(&deps, id.clone(), watermarks.clone())?;
@@ -143,8 +145,8 @@ impl Worker {
     }
 }
 
-/// Names the process for people, and no other process ever again.
-fn worker_id() -> String {
+/// A name for a worker: for people, and no other process's ever again. Fit for a token of a subject.
+pub fn new_id() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host: String = host.trim().chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(40).collect();
     let host = if host.is_empty() { "worker".to_owned() } else { host };

@@ -110,7 +110,7 @@ impl Puller {
     }
 
     async fn ask(&mut self) {
-        let (free, worth) = (self.slots.room(), self.slots.worth_asking());
+        let (free, worth) = (self.slots.room().min(self.known.handler.room()), self.slots.worth_asking());
         let batch = self.shared.deps.config.worker.batch;
         for (place, lane) in self.lanes.iter_mut().enumerate() {
             // What waits here in a lower lane must not get the next slot while something higher waits at the broker.

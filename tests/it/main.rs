@@ -33,6 +33,8 @@ mod load;
 mod micro;
 mod model;
 mod outage;
+mod outside;
+mod outside_http;
 mod own;
 mod pause;
 mod plans;
