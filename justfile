@@ -42,6 +42,10 @@ bench *options:
 soak minutes="60":
     cargo run --locked --release -- bench soak --minutes {{minutes}}
 
+# Attack the service by plans made from random seeds, for so many minutes, and check every promise after each
+chaos minutes="30" seed="1000":
+    script/bootstrap --test && PATH="$PWD/.tools/bin:$PATH" QUEUE_CHAOS_MINUTES={{minutes}} QUEUE_CHAOS_SEED={{seed}} cargo test --locked --test it chaos::no_promise -- --nocapture
+
 # Build and start it all with Docker
 deploy:
     docker compose up -d --build

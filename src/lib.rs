@@ -10,6 +10,7 @@ pub mod broker;
 pub mod cli;
 pub mod config;
 pub mod dev;
+pub mod faults;
 pub mod flow;
 pub mod handlers;
 pub mod http;

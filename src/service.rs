@@ -9,6 +9,7 @@ use crate::{
     background,
     broker::{self, Broker, Publisher},
     config::Config,
+    faults,
     handlers::{Registry, clients::fetch::SetupError, registry},
     http,
     ops::{Ops, error::chain},
@@ -91,7 +92,8 @@ impl Service {
         let store = Store::open(&config.database)?;
         let broker = Broker::connect(&config.nats, config.background.ack_wait).await?;
         let publisher = Publisher::start(broker.jetstream.clone()).await?;
-        let registry = add_types(Registry::builtin(&config, store.reads().clone())?)?;
+        let builtin = faults::with_misbehaviour(Registry::builtin(&config, store.reads().clone())?)?;
+        let registry = add_types(builtin)?;
         let worker_id = worker::new_id();
         let callers = Callers::new(&store, &broker, &config, &worker_id)?;
         let types = Types::new(config.clone(), &registry, callers.clone())?;

@@ -10,13 +10,15 @@ use tokio_util::sync::CancellationToken;
 use super::{Deps, Error, dead_letters, report};
 use crate::{
     broker::{publish::Outgoing, pull::wake_up_body},
+    faults::{self, Mutant, crash_point},
     store::outbox::Row,
 };
 
 /// Rows taken at once, of up to a thousand wake-ups each.
 const ROWS: i64 = 16;
-/// How long a taken row is hidden from other relays: longer than publishing [`ROWS`] full ones can take.
-const HOLD: Duration = Duration::from_secs(60);
+/// How long a taken row is hidden from other relays, in graces: longer than publishing [`ROWS`] full ones can take. A
+/// minute by default.
+const HOLD: u32 = 12;
 /// When a row is tried again that the broker has not acknowledged in full.
 const TRY_AGAIN: Duration = Duration::from_secs(2);
 
@@ -66,13 +68,17 @@ impl Relay {
         }
         // While acknowledgements are missing one row is enough to see whether they come again.
         let limit = if deps.publisher.trouble().is_some() { 1 } else { ROWS };
-        let rows = deps.store.take_outbox(limit, HOLD).await?;
+        let rows = deps.store.take_outbox(limit, deps.config.background.publish_grace * HOLD).await?;
         let (dead_letters, wake_ups): (Vec<Row>, Vec<Row>) =
             rows.into_iter().partition(|row| row.kind == "dead-letter");
         let taken = dead_letters.len() + wake_ups.len();
         self.publish_wake_ups(wake_ups).await?;
         for row in dead_letters {
-            let acked = dead_letters::publish(deps, &row).await?;
+            let mut acked = dead_letters::publish(deps, &row).await?;
+            crash_point("after_relay_publish");
+            if faults::has(Mutant::DeadLetterUnconfirmed) {
+                acked.fill(true);
+            }
             self.settle(&[row], acked.into_iter()).await?;
         }
         Ok(taken)
@@ -88,6 +94,7 @@ impl Relay {
             })
         });
         let acked = self.0.publisher.publish(messages.collect()).await;
+        crash_point("after_relay_publish");
         self.settle(&rows, acked.into_iter()).await
     }
 

@@ -1,5 +1,7 @@
 //! The service that is measured: as `serve`, with one more type whose jobs do nothing.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use crate::{
@@ -15,11 +17,14 @@ struct Noop;
 
 impl Handler for Noop {
     const TYPE: &'static str = TYPE;
-    const ABOUT: &'static str = "Does nothing.";
+    const ABOUT: &'static str = "Does nothing, or takes `ms` for it.";
     type Payload = Value;
     type Output = ();
 
-    async fn run(&self, _: &RunContext, _: Value) -> Result<(), Failure> {
+    async fn run(&self, _: &RunContext, payload: Value) -> Result<(), Failure> {
+        if let Some(ms) = payload["ms"].as_u64() {
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+        }
         Ok(())
     }
 }

@@ -24,6 +24,8 @@ use super::{
     stage::{Client, Door, Stage},
 };
 
+/// The type that is done outside.
+const OUTSIDE: &str = "soak-outside";
 /// Jobs handed in per second.
 const RATE: u32 = 200;
 /// Of a round: load before the fault, and from it on.
@@ -37,6 +39,8 @@ const RECOVERY: Duration = Duration::from_secs(10);
 const GROWTH: u64 = 64 << 20;
 /// Each connection is a file, those of callers as well.
 const FILES: usize = 50;
+/// Each idle connection has some tasks.
+const TASKS: usize = 150;
 /// Longest wait until idle connections are closed.
 const CLOSING: Duration = Duration::from_secs(30);
 /// Workers that died stay listed for ten minutes, and one is killed every fourth round.
@@ -57,6 +61,8 @@ struct Resting {
     memory: u64,
     files: usize,
     threads: usize,
+    /// Of the runtime: each subscription and each request has one while it lasts.
+    tasks: usize,
 }
 
 /// Runs rounds for `minutes`, and says after each how it went.
@@ -67,7 +73,8 @@ pub(super) async fn run(stage: &Stage, minutes: u32) -> anyhow::Result<Row> {
     let began = Instant::now();
     let sample = stage.sample();
     let accepted = Arc::new(AtomicI64::new(0));
-    let completed_before = stage.client().counts().await?.completed;
+    let completed_before = stage.client().all_counts().await?.completed;
+    let outside = stage.client().work_outside(OUTSIDE).await?;
     let mut resting: HashMap<u32, Resting> = HashMap::new();
     let faults = [Fault::Nothing, Fault::Nats, Fault::Postgres, Fault::Service];
     for round in 0.. {
@@ -85,15 +92,17 @@ pub(super) async fn run(stage: &Stage, minutes: u32) -> anyhow::Result<Row> {
         let now = count(stage, all - completed_before, &mut resting).await?;
         eprintln!(
             "{:>4} s  round {round} ({fault:?}): {all} completed, rate back after {}, quiet after {:.1} s; \
-             {} MiB, {} files, {} threads",
+             {} MiB, {} files, {} threads, {} tasks",
             began.elapsed().as_secs(),
             recovered.map_or("–".to_owned(), |took| format!("{:.1} s", took.as_secs_f64())),
             quiet_after.as_secs_f64(),
             now.memory >> 20,
             now.files,
-            now.threads
+            now.threads,
+            now.tasks
         );
     }
+    outside.abort();
     Ok(Row::rate("soak", accepted.load(Ordering::SeqCst) as usize, began.elapsed(), sample, stage.sample()))
 }
 
@@ -137,13 +146,22 @@ async fn one_round(
     Ok(recovered)
 }
 
-/// Some at once and some later, in all lanes, each with a key, as careful callers do.
+/// Some at once and some later, quick and slow ones, of three types, in all lanes, each with a key, as careful callers do.
 fn request(client: &Client, round: usize, n: usize) -> Value {
     let mut request = client.request();
     request["priority"] = json!(n as i64 % 3 - 1);
     request["idempotencyKey"] = json!(format!("soak-{round}-{n}"));
     if n.is_multiple_of(5) {
         request["delay"] = json!("2s");
+    }
+    match n % 16 {
+        0 => request["payload"] = json!({"ms": 1000}),
+        1 => {
+            request["type"] = json!("batch-import");
+            request["payload"] = json!({"items": [{"id": (n % 1000).to_string(), "data": n}], "namespace": "soak"});
+        }
+        2 => request["type"] = json!(OUTSIDE),
+        _ => {}
     }
     request
 }
@@ -182,7 +200,7 @@ async fn recovery(client: &Client) -> anyhow::Result<Duration> {
 async fn answer(client: &Client) -> anyhow::Result<i64> {
     let asking = async {
         loop {
-            match tokio::time::timeout(Duration::from_secs(2), client.counts()).await {
+            match tokio::time::timeout(Duration::from_secs(2), client.all_counts()).await {
                 Ok(Ok(counts)) => return counts.completed,
                 Ok(Err(_)) | Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
@@ -196,7 +214,7 @@ async fn quiet(stage: &Stage, completed: i64) -> anyhow::Result<Duration> {
     let (client, began) = (stage.client(), Instant::now());
     loop {
         answer(&client).await?;
-        let counts = client.counts().await.unwrap_or_default();
+        let counts = client.all_counts().await.unwrap_or_default();
         let outbox = rows(stage, "SELECT count(*) FROM queue.outbox").await.unwrap_or(-1);
         if counts.completed == completed && counts.pending + counts.processing == 0 && outbox == 0 {
             return Ok(began.elapsed());
@@ -226,21 +244,23 @@ async fn count(stage: &Stage, accepted: i64, resting: &mut HashMap<u32, Resting>
     let connections = rows(stage, connections).await?;
     ensure!(connections <= 11, "{connections} connections to Postgres, of at most 11");
     let pid = stage.service_pid().context("the service does not run")?;
-    let first = *resting.entry(pid).or_insert_with(|| rest(stage, pid));
-    let mut now = rest(stage, pid);
+    let mut now = rest(stage, pid).await?;
+    let first = *resting.entry(pid).or_insert(now);
     // Connections of callers who had to wait are closed when they have been idle for some seconds.
     let looked = Instant::now();
-    while now.files > first.files + FILES && looked.elapsed() < CLOSING {
+    while (now.files > first.files + FILES || now.tasks > first.tasks + TASKS) && looked.elapsed() < CLOSING {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        now = rest(stage, pid);
+        now = rest(stage, pid).await?;
     }
     ensure!(now.memory <= first.memory + GROWTH, "memory has grown from {} to {} bytes", first.memory, now.memory);
     ensure!(now.files <= first.files + FILES, "open files have grown from {} to {}", first.files, now.files);
     ensure!(now.threads <= first.threads + 16, "threads have grown from {} to {}", first.threads, now.threads);
+    ensure!(now.tasks <= first.tasks + TASKS, "tasks have grown from {} to {}", first.tasks, now.tasks);
     Ok(now)
 }
 
-fn rest(stage: &Stage, pid: u32) -> Resting {
+async fn rest(stage: &Stage, pid: u32) -> anyhow::Result<Resting> {
     let entries = |what: &str| std::fs::read_dir(format!("/proc/{pid}/{what}")).map_or(0, Iterator::count);
-    Resting { memory: stage.sample().service.memory, files: entries("fd"), threads: entries("task") }
+    let tasks = stage.client().metric("queue_alive_tasks").await?;
+    Ok(Resting { memory: stage.sample().service.memory, files: entries("fd"), threads: entries("task"), tasks })
 }

@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
+use futures_util::StreamExt;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -212,6 +213,33 @@ impl Client {
     pub async fn counts(&self) -> anyhow::Result<StatusCounts> {
         let stats = self.ask("getStats", json!({})).await?;
         Ok(serde_json::from_value(stats["byType"][&self.job_type].clone()).unwrap_or_default())
+    }
+
+    /// The numbers of all types.
+    pub async fn all_counts(&self) -> anyhow::Result<StatusCounts> {
+        Ok(serde_json::from_value(self.ask("getStats", json!({})).await?)?)
+    }
+
+    /// Makes a type that is done outside, and does it: every job's payload is its result.
+    pub async fn work_outside(&self, job_type: &str) -> anyhow::Result<tokio::task::JoinHandle<()>> {
+        self.ask("registerType", json!({"type": job_type, "handler": "nats"})).await?;
+        let nats = self.nats.clone();
+        let mut requests = nats.queue_subscribe(self.subjects.handler(job_type), "workers".into()).await?;
+        Ok(tokio::spawn(async move {
+            while let Some(request) = requests.next().await {
+                if let Some(reply) = request.reply {
+                    let _ = nats.publish(reply, "null".into()).await;
+                }
+            }
+        }))
+    }
+
+    /// A number of `/metrics`.
+    pub async fn metric(&self, name: &str) -> anyhow::Result<usize> {
+        let (http, root) = self.http.as_ref().context("there is no HTTP door")?;
+        let text = http.get(format!("{root}/metrics")).send().await?.text().await?;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.context("no such number")?.parse().context("no number")
     }
 
     pub async fn pause(&self) -> anyhow::Result<()> {

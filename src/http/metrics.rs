@@ -8,7 +8,7 @@ use crate::ops::wire::{Stats, StatusCounts};
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Writes everything out. Gauges throughout: retention lowers the counts of finished jobs.
-pub fn text(stats: &Stats, uptime: Duration, resident_bytes: Option<u64>) -> String {
+pub fn text(stats: &Stats, uptime: Duration, resident_bytes: Option<u64>, tasks: usize) -> String {
     let mut out = String::new();
     head(&mut out, "queue_jobs", "Jobs by type and status, as far as they are kept.");
     for (name, counts) in &stats.by_type {
@@ -23,6 +23,8 @@ pub fn text(stats: &Stats, uptime: Duration, resident_bytes: Option<u64>) -> Str
     let _ = writeln!(out, "queue_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
     head(&mut out, "process_uptime_seconds", "Since the start of this process.");
     let _ = writeln!(out, "process_uptime_seconds {:.3}", uptime.as_secs_f64());
+    head(&mut out, "queue_alive_tasks", "Tasks of the runtime that have not ended.");
+    let _ = writeln!(out, "queue_alive_tasks {tasks}");
     if let Some(bytes) = resident_bytes {
         head(&mut out, "process_resident_memory_bytes", "Memory of this process.");
         let _ = writeln!(out, "process_resident_memory_bytes {bytes}");
@@ -72,7 +74,7 @@ mod tests {
             unattended: Vec::new(),
             oldest_pending_seconds: Some(1.5),
         };
-        let text = text(&stats, Duration::from_millis(2500), Some(4096));
+        let text = text(&stats, Duration::from_millis(2500), Some(4096), 17);
         insta::assert_snapshot!(text.replace(env!("CARGO_PKG_VERSION"), "[version]"), @r##"
         # HELP queue_jobs Jobs by type and status, as far as they are kept.
         # TYPE queue_jobs gauge
@@ -90,6 +92,9 @@ mod tests {
         # HELP process_uptime_seconds Since the start of this process.
         # TYPE process_uptime_seconds gauge
         process_uptime_seconds 2.500
+        # HELP queue_alive_tasks Tasks of the runtime that have not ended.
+        # TYPE queue_alive_tasks gauge
+        queue_alive_tasks 17
         # HELP process_resident_memory_bytes Memory of this process.
         # TYPE process_resident_memory_bytes gauge
         process_resident_memory_bytes 4096

@@ -135,6 +135,7 @@ fn status_of(health: HealthStatus) -> StatusCode {
 
 async fn numbers(State(door): State<Arc<Door>>) -> Answer {
     let stats = door.ops.get_stats(None).await?;
-    let text = metrics::text(&stats, door.started.elapsed(), metrics::resident_bytes());
+    let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let text = metrics::text(&stats, door.started.elapsed(), metrics::resident_bytes(), tasks);
     Ok(([("content-type", metrics::CONTENT_TYPE)], text).into_response())
 }

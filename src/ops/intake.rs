@@ -18,6 +18,7 @@ use crate::{
         pull::wake_up_body,
     },
     config::Config,
+    faults::{self, Mutant, crash_point},
     flow::{Batcher, Budget, batcher::Size},
     store::{
         ANSWER, Error, Store,
@@ -132,6 +133,7 @@ impl Lane {
         loop {
             match self.store.enqueue(&jobs, self.publish_grace).await {
                 Ok(batch) => {
+                    crash_point("after_enqueue_commit");
                     let outcomes = batch.outcomes.iter().cloned().map(Ok).collect();
                     self.announce(jobs, batch);
                     return outcomes;
@@ -151,6 +153,9 @@ impl Lane {
                     tracing::warn!("the database refused a job: {source}");
                     let refusal = ApiError::new(Code::InvalidPayload, "the database can't store this payload");
                     return vec![Err(refusal)];
+                }
+                Err(_) if faults::has(Mutant::AnswerBeforeCommit) => {
+                    return jobs.iter().map(|_| Ok(Enqueued::Accepted)).collect();
                 }
                 Err(e) => {
                     let error = ApiError::from(e);
@@ -193,6 +198,7 @@ impl Lane {
             drop(events);
             let any = !wake_ups.is_empty();
             let all_acked = lane.publisher.publish(wake_ups).await.into_iter().all(|acked| acked);
+            crash_point("after_publish");
             if any && all_acked {
                 let _ = lane.published.submit(batch.outbox_id).await;
             }

@@ -12,6 +12,7 @@ use super::{
     finish::{Retried, Settlement, WakeUp},
     sweep::Freed,
 };
+use crate::faults::{self, Mutant};
 use crate::job::{Lane, Verdict, model::JobId};
 
 /// A job that this worker holds for one run.
@@ -167,7 +168,7 @@ impl Store {
         let stale: Vec<Uuid> =
             why.values().filter(|row| row.status == "processing" && !row.holder_alive).map(|row| row.id).collect();
         let mut freed = Vec::new();
-        if !stale.is_empty() {
+        if !stale.is_empty() && !faults::has(Mutant::NoTakeOver) {
             freed = self.release_lost(&stale, WakeUp::NotNeeded).await?;
             let again: Vec<_> = wanted.iter().filter(|(id, _)| stale.contains(id)).cloned().collect();
             won.extend(self.claim_once(&again, worker_id, suspects).await?);
@@ -211,7 +212,8 @@ impl Store {
         let mut sorted: Vec<_> = wanted.iter().collect();
         sorted.sort();
         sorted.dedup();
-        let query = sqlx::query_as(CLAIM)
+        let counted = "attempt = j.attempt + 1";
+        let query = sqlx::query_as(faults::statement(Mutant::AttemptNotCounted, CLAIM, counted, "attempt = j.attempt"))
             .bind(sorted.iter().map(|w| w.0).collect::<Vec<_>>())
             .bind(sorted.iter().map(|w| w.1.as_str()).collect::<Vec<_>>())
             .bind(worker_id)

@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::{Error, Store};
+use crate::faults::{self, Mutant};
 use crate::job::{JobType, Lane, Priority, Status, model::JobId};
 
 /// A job that has passed all checks.
@@ -146,7 +147,9 @@ impl Store {
             })
             .unzip();
         let tags = |job: &NewJob| (!job.tags.is_empty()).then(|| serde_json::Value::from(job.tags.clone()).to_string());
-        let query = sqlx::query_as(INSERT)
+        let decided = "key IS NULL OR id IN (SELECT job_id FROM keyed)";
+        let looked_up = "key IS NULL OR NOT EXISTS (SELECT FROM job_keys k WHERE k.key = batch.key)";
+        let query = sqlx::query_as(faults::statement(Mutant::KeyBySelect, INSERT, decided, looked_up))
             .bind(jobs.iter().map(|j| j.id).collect::<Vec<_>>())
             .bind(jobs.iter().map(|j| j.job_type.as_str()).collect::<Vec<_>>())
             .bind(jobs.iter().map(|j| j.payload.get()).collect::<Vec<_>>())

@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::{Error, Store};
+use crate::faults::{self, Mutant};
 use crate::job::{Failure, Status, Verdict, model::JobId};
 
 /// The end of one run, to be recorded.
@@ -93,6 +94,9 @@ WITH back AS (
 )
 SELECT id FROM back"#;
 
+/// What keeps a run that was replaced from writing.
+const FENCE: &str = "AND j.run = o.run";
+
 const READ_BACK: &str = "SELECT id, run, status FROM all_jobs WHERE id = ANY($1)";
 
 struct End<'a> {
@@ -150,7 +154,9 @@ impl Store {
         if ends.is_empty() {
             return Ok(Vec::new());
         }
-        let query = sqlx::query_as(END)
+        let end = faults::statement(Mutant::NoFence, END, FENCE, "");
+        let end = faults::statement(Mutant::CountsSkewed, end, "-count(*) FROM ended", "0 FROM ended");
+        let query = sqlx::query_as(end)
             .bind(ends.iter().map(|e| e.id).collect::<Vec<_>>())
             .bind(ends.iter().map(|e| e.run).collect::<Vec<_>>())
             .bind(ends.iter().map(|e| e.status.as_str()).collect::<Vec<_>>())
@@ -166,7 +172,7 @@ impl Store {
             return Ok(Vec::new());
         }
         let micros = |d: Duration| i64::try_from(d.as_micros()).unwrap_or(i64::MAX / 2);
-        let query = sqlx::query_as(BACK)
+        let query = sqlx::query_as(faults::statement(Mutant::NoFence, BACK, FENCE, ""))
             .bind(backs.iter().map(|b| b.id).collect::<Vec<_>>())
             .bind(backs.iter().map(|b| b.run).collect::<Vec<_>>())
             .bind(backs.iter().map(|b| b.attempts_returned).collect::<Vec<_>>())
@@ -188,6 +194,8 @@ pub enum Retried {
 
 fn back(settlement: &Settlement) -> Option<Back<'_>> {
     let (delay, failure, attempts_returned) = match &settlement.verdict {
+        Verdict::Retry { delay, .. } if faults::has(Mutant::RetryLosesError) => (*delay, None, 0),
+        Verdict::HandBack { delay } if faults::has(Mutant::DrainSpends) => (*delay, None, 0),
         Verdict::Retry { failure, delay } => (*delay, Some(failure), 0),
         Verdict::HandBack { delay } => (*delay, None, 1),
         // Goes back only when nobody has asked for the cancellation, which the statement checks: a signal that came late,

@@ -10,6 +10,7 @@ use super::{
     Error, Store,
     finish::{Recorded, Retried, Settlement},
 };
+use crate::faults::{self, Mutant};
 use crate::job::{Failure, FailureKind, Lane, Status, Verdict};
 
 /// Rows put back into the outbox per statement, so that no statement holds locks for long.
@@ -75,7 +76,9 @@ impl Store {
     /// # Errors
     /// As for every statement.
     pub async fn release_lost(&self, ids: &[Uuid], wake_up: WakeUp) -> Result<Vec<Freed>, Error> {
-        let mut lost: Vec<Lost> = self.hot_all("find lost runs", sqlx::query_as(LOST).bind(ids)).await?;
+        let expired = "AND (w.id IS NULL OR w.expires_at < clock_timestamp())";
+        let find = faults::statement(Mutant::LeaseIgnored, LOST, expired, "");
+        let mut lost: Vec<Lost> = self.hot_all("find lost runs", sqlx::query_as(find).bind(ids)).await?;
         lost.sort_by_key(|row| row.id);
         let message = |row: &Lost| format!("the worker {} vanished during attempt {}", row.worker_id, row.attempt);
         let settle = |row: &Lost| {
@@ -109,8 +112,11 @@ impl Store {
     /// # Errors
     /// As for every statement.
     pub async fn held_by_dead_workers(&self, limit: i64) -> Result<Vec<Uuid>, Error> {
-        let rows: Vec<(Uuid,)> =
-            self.read_all("find jobs of dead workers", sqlx::query_as(HELD_BY_DEAD).bind(limit)).await?;
+        if faults::has(Mutant::NoTakeOver) {
+            return Ok(Vec::new());
+        }
+        let find = faults::statement(Mutant::LeaseIgnored, HELD_BY_DEAD, "WHERE expires_at < clock_timestamp()", "");
+        let rows: Vec<(Uuid,)> = self.read_all("find jobs of dead workers", sqlx::query_as(find).bind(limit)).await?;
         Ok(rows.into_iter().map(|(id,)| id).collect())
     }
 
@@ -120,6 +126,7 @@ impl Store {
     /// As for every statement.
     pub async fn has_dead_workers(&self) -> Result<bool, Error> {
         let any = "SELECT EXISTS (SELECT FROM workers WHERE expires_at < clock_timestamp())";
+        let any = faults::statement(Mutant::LeaseIgnored, any, "WHERE expires_at < clock_timestamp()", "");
         let rows: Vec<(bool,)> = self.read_all("find dead workers", sqlx::query_as(any)).await?;
         Ok(rows.first().is_some_and(|row| row.0))
     }

@@ -14,6 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Deps, Shared, running::Run};
 use crate::{
+    faults::crash_point,
     flow::{Batcher, batcher::Size},
     job::model::JobId,
     ops::{error::chain, lost},
@@ -71,7 +72,9 @@ impl Unheard {
     async fn claim(&self, deps: &Deps, worker_id: &str, runs: &[Arc<Run>]) -> Result<Vec<Claim>, Error> {
         let _under_way = self.under_way.read().await;
         let wanted: Vec<_> = runs.iter().map(|run| (run.id, run.job_type.clone())).collect();
+        crash_point("before_claim");
         let round = deps.store.claim(&wanted, worker_id).await.inspect_err(|_| self.note(&wanted))?;
+        crash_point("after_claim");
         Ok(announce(deps, runs, round).await)
     }
 

@@ -21,6 +21,7 @@ use crate::{
         events::{Event, EventState},
         pull::Delivery,
     },
+    faults::crash_point,
     handlers::{AnyHandler, Ended, RunContext, context::Notes},
     job::{Failure, FailureKind, Outcome, Status, Verdict, json, settle},
     ops::error::chain,
@@ -91,6 +92,7 @@ async fn carry_out_tracked(shared: &Arc<Shared>, known: &Known, run: &Arc<Run>, 
         }
         Err(outcome) => (outcome, None),
     };
+    crash_point("after_effect");
     // What the handler said last belongs to the record as well.
     super::running::write_notes_of(shared, run).await;
     let verdict = settle(attempt, job.max_attempts as u16, &known.settings.retry, outcome, rand::random());
@@ -102,6 +104,7 @@ async fn carry_out_tracked(shared: &Arc<Shared>, known: &Known, run: &Arc<Run>, 
     };
     let settlement = Settlement { id: job.id, run: job.run, verdict, wake_up };
     let recorded = shared.outcomes.submit(settlement).await;
+    crash_point("after_finish_commit");
     run.let_go();
     match recorded {
         Ok(Recorded::As(status)) => {

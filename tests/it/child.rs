@@ -39,7 +39,8 @@ impl Program {
         Self::start_with(arguments, config, &[])
     }
 
-    fn start_with(arguments: &[&str], config: Option<&Config>, variables: &[(&str, PathBuf)]) -> Self {
+    /// As [`Program::start`], with these environment variables.
+    pub fn start_with(arguments: &[&str], config: Option<&Config>, variables: &[(&str, PathBuf)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_queue-service"));
         let path = std::env::var_os("PATH").unwrap_or_default();
         // Where there is no queue.toml, nor variables that change what is tested.
@@ -93,6 +94,11 @@ impl Program {
         });
         let ended = ended.await;
         ended.unwrap_or_else(|_| panic!("the program goes on:\n{}", self.log())).unwrap()
+    }
+
+    /// Whether the process ends by itself within this time.
+    pub async fn ends_within(&mut self, span: std::time::Duration) -> bool {
+        tokio::time::timeout(span, self.child.wait()).await.is_ok()
     }
 
     pub async fn kill(&mut self) {

@@ -5,6 +5,7 @@
 mod bad_input;
 mod books;
 mod cancel;
+mod chaos;
 mod child;
 mod cli;
 mod clock;
