@@ -13,7 +13,7 @@ use crate::{
     handlers::{Registry, clients::fetch::SetupError, registry},
     http,
     ops::{Ops, error::chain},
-    outside::Callers,
+    outside::{Callers, late},
     rpc,
     store::{self, Store},
     types::{self, Types},
@@ -120,8 +120,16 @@ impl Service {
         let deps = background::Deps { store: store.clone(), broker: broker.clone(), publisher, config, types, relay };
         let (told, ready) = watch::channel(false);
         let stop_start = CancellationToken::new();
-        let start =
-            Start { deps, callers, worker_id, duties: duties.tasks.clone(), stop: duties.stop.clone(), ready: told };
+        let start = Start {
+            deps,
+            callers,
+            ops: ops.clone(),
+            doors: (doors.stop.clone(), doors.tasks.clone()),
+            worker_id,
+            duties: duties.tasks.clone(),
+            stop: duties.stop.clone(),
+            ready: told,
+        };
         let start = tokio::spawn(start.run(stop_start.clone()));
         Ok(Self { http, ops, store, broker, doors, duties, intake, start, ready, stop_start })
     }
@@ -187,6 +195,9 @@ impl Service {
 struct Start {
     deps: background::Deps,
     callers: Callers,
+    ops: Ops,
+    /// Ends before the intake does.
+    doors: (CancellationToken, TaskTracker),
     worker_id: String,
     duties: TaskTracker,
     stop: CancellationToken,
@@ -219,6 +230,8 @@ impl Start {
             return Ok(None);
         }
         self.callers.replies().listen(&self.stop, &self.duties).await?;
+        let (stop, tasks) = &self.doors;
+        late::listen(&self.ops, &self.worker_id, stop, tasks).await?;
         let deps = worker::Deps {
             id: self.worker_id,
             store: self.deps.store.clone(),

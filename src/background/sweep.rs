@@ -36,6 +36,9 @@ impl Sweep {
     /// The database or the broker is away; what was repaired before stays so.
     pub async fn run_once(&self) -> Result<(), Error> {
         self.free_jobs_of_the_dead().await?;
+        if lost::end_outside(&self.0.store, &self.0.broker, self.0.config.worker.cancel_grace).await? > 0 {
+            self.0.relay.notify_one();
+        }
         self.find_forgotten().await?;
         self.0.store.forget_dead_workers().await?;
         Ok(())

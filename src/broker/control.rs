@@ -16,6 +16,20 @@ impl Broker {
         self.signal(self.subjects.cancel(job_type, id), body.to_string()).await;
     }
 
+    /// Tells the process that waits for a handler's answer that the run's end is recorded already.
+    pub async fn tell_recorded(&self, worker_id: &str, job_type: &str, id: Uuid, run: i64) {
+        // Ids that programs outside have given themselves need not be fit for a subject.
+        let token = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if worker_id.is_empty() || !worker_id.chars().all(token) || !self.is_connected() {
+            return;
+        }
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Job-Accepted", "true");
+        let subject = self.subjects.reply(worker_id, job_type, id, run);
+        let sent = self.jetstream.publish_with_headers(subject, headers, Bytes::new());
+        let _ = tokio::time::timeout(Duration::from_millis(500), sent).await;
+    }
+
     /// Tells all workers that a type was paused or resumed.
     pub async fn signal_types_changed(&self, job_type: &str) {
         self.signal(self.subjects.types_changed(), json!({"type": job_type}).to_string()).await;

@@ -11,6 +11,7 @@ pub mod crawl_website;
 pub mod generate_content;
 pub mod generate_embedding;
 pub mod registry;
+pub(crate) mod result;
 pub mod send_email;
 pub mod typed;
 pub mod webhook_delivery;

@@ -15,7 +15,7 @@ use super::{
 use crate::ops::{ApiError, Code};
 
 /// All codes of the wire contract, with what to do where the answer itself does not say it.
-const CODES: [Code; 17] = [
+const CODES: [Code; 20] = [
     Code::InvalidJson,
     Code::InvalidRequest,
     Code::InvalidPayload,
@@ -29,6 +29,9 @@ const CODES: [Code; 17] = [
     Code::NotRetryable,
     Code::AlreadyFinished,
     Code::IdempotencyConflict,
+    Code::LeaseLost,
+    Code::TypeConflict,
+    Code::TypeInUse,
     Code::PayloadTooLarge,
     Code::Overloaded,
     Code::Unavailable,
@@ -57,7 +60,7 @@ fn draw(document: &Value) -> String {
     let about = document["info"]["description"].as_str().unwrap_or_default();
     // Writing into a String can't fail, here and below.
     let _ = writeln!(out, "<p>{} <a href=\"/openapi.json\">openapi.json</a></p>", prose(about));
-    for group in ["Jobs", "Types", "Service"] {
+    for group in ["Jobs", "Work", "Types", "Service"] {
         let _ = writeln!(out, "<h2>{group}</h2>");
         for (path, methods) in document["paths"].as_object().into_iter().flatten() {
             for (method, operation) in methods.as_object().into_iter().flatten() {

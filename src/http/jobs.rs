@@ -19,7 +19,7 @@ use super::{
 use crate::ops::{
     ApiError, Code, EnqueueOptions,
     input::{self, IdText, Span},
-    wire::{CancelRequest, ListRequest, WaitRequest},
+    wire::{CancelRequest, FinishRequest, ListRequest, WaitRequest},
 };
 
 /// Largest bulk request. A thousand jobs of 8 KiB each; larger ones go in several requests.
@@ -27,7 +27,7 @@ pub const MAX_BULK_BYTES: usize = 8 << 20;
 /// What a body may hold beside the payload: keys, tags, white space.
 const ENVELOPE: usize = 64 * 1024;
 /// The broker's usual `max_payload`: what passes there is judged by the same rules here.
-const LIKE_RPC: usize = 1 << 20;
+pub(super) const LIKE_RPC: usize = 1 << 20;
 
 pub const LIST: Parameters = &[
     ("status", Kind::List),
@@ -50,6 +50,7 @@ pub fn routes() -> Router<Arc<Door>> {
         .route("/jobs/", get(no_id).delete(no_id))
         .route("/jobs/{id}", get(show).delete(cancel))
         .route("/jobs/{id}/retry", post(retry))
+        .route("/jobs/{id}/finish", post(finish))
 }
 
 async fn enqueue(State(door): State<Arc<Door>>, RawQuery(q): RawQuery, headers: HeaderMap, body: Body) -> Answer {
@@ -105,6 +106,20 @@ async fn retry(
     let id = input::parse_id(&id)?;
     door.no_body(&headers, body).await?;
     json(StatusCode::OK, &door.ops.retry_job(None, id.into()).await?)
+}
+
+async fn finish(
+    State(door): State<Arc<Door>>,
+    Segment(id): Segment,
+    RawQuery(q): RawQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer {
+    query::none(q.as_deref())?;
+    let id = input::parse_id(&id)?;
+    let body = door.bodies.read(&headers, body, LIKE_RPC).await?;
+    let request: FinishRequest = input::parse_with(&body.bytes, "jobId", Value::String(id.to_string()))?;
+    json(StatusCode::OK, &door.ops.finish(None, request).await?)
 }
 
 async fn cancel(

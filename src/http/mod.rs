@@ -21,6 +21,7 @@ mod routes;
 mod service;
 #[cfg(test)]
 mod tests;
+mod work;
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 

@@ -17,7 +17,7 @@ use super::{
     gate::{self, Gate},
     home, html, jobs, openapi,
     refusal::{Answer, Refusal},
-    service,
+    service, work,
 };
 use crate::ops::{ApiError, Code, error::quoted};
 
@@ -35,6 +35,7 @@ pub fn all(door: Arc<Door>, gate: Gate, extra: Router) -> Router {
     let own = Router::new()
         .merge(jobs::routes())
         .merge(service::routes())
+        .merge(work::routes())
         .route("/", get(home::page))
         .route("/docs", get(docs::page))
         .route("/problems/{name}", get(docs::problem))

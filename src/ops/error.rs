@@ -49,6 +49,7 @@ pub enum Code {
     NotRetryable,
     AlreadyFinished,
     IdempotencyConflict,
+    LeaseLost,
     TypeConflict,
     TypeInUse,
     PayloadTooLarge,
@@ -73,6 +74,7 @@ impl Code {
             Code::NotRetryable => "not_retryable",
             Code::AlreadyFinished => "already_finished",
             Code::IdempotencyConflict => "idempotency_conflict",
+            Code::LeaseLost => "lease_lost",
             Code::TypeConflict => "type_conflict",
             Code::TypeInUse => "type_in_use",
             Code::PayloadTooLarge => "payload_too_large",
@@ -94,6 +96,7 @@ impl Code {
             Code::NotRetryable
             | Code::AlreadyFinished
             | Code::IdempotencyConflict
+            | Code::LeaseLost
             | Code::TypeConflict
             | Code::TypeInUse => 409,
             Code::PayloadTooLarge => 413,
@@ -118,6 +121,7 @@ impl Code {
             Code::NotRetryable => "The job can't be retried",
             Code::AlreadyFinished => "The job is finished already",
             Code::IdempotencyConflict => "The idempotency key was used with other content",
+            Code::LeaseLost => "The run is over",
             Code::TypeConflict => "The type belongs to the program or its configuration",
             Code::TypeInUse => "The type has unfinished jobs",
             Code::PayloadTooLarge => "The request is too large",

@@ -71,6 +71,29 @@ fn explain<T: DeserializeOwned + JsonSchema>(body: &[u8]) -> ApiError {
     ApiError::faults(Code::InvalidRequest, faults)
 }
 
+/// As [`parse`], with a field that was named outside the body, which the body may repeat.
+///
+/// # Errors
+/// As [`parse`]; `invalid_request` when the body says otherwise.
+pub fn parse_with<T: DeserializeOwned + JsonSchema>(
+    body: &[u8],
+    field: &str,
+    value: serde_json::Value,
+) -> Result<T, ApiError> {
+    let body = if body.iter().all(u8::is_ascii_whitespace) { b"{}" } else { body };
+    json::check_object(body).map_err(broken_rule)?;
+    let mut object: std::collections::BTreeMap<String, Box<serde_json::value::RawValue>> =
+        serde_json::from_slice(body).map_err(|e| ApiError::new(Code::InvalidJson, e.to_string()))?;
+    let raw = serde_json::value::to_raw_value(&value).map_err(|e| ApiError::internal(&e))?;
+    match object.get(field) {
+        Some(said) if serde_json::from_str::<serde_json::Value>(said.get()).ok().as_ref() != Some(&value) => {
+            return Err(ApiError::fault(Code::InvalidRequest, format!("/{field}"), "differs from the path"));
+        }
+        _ => object.insert(field.to_owned(), raw),
+    };
+    decode(&serde_json::to_vec(&object).map_err(|e| ApiError::internal(&e))?)
+}
+
 /// `{"jobId": …}`, or the bare id as text.
 ///
 /// # Errors

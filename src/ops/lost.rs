@@ -1,18 +1,59 @@
-//! Tells what became of jobs whose worker vanished: it can't do so itself.
+//! Ends runs whose holder vanished, and tells what became of their jobs: it can't do so itself.
+
+use std::time::Duration;
 
 use crate::{
     broker::{
         Broker,
         events::{Event, EventState},
     },
-    job::Status,
-    store::sweep::Freed,
+    job::{Status, Verdict, model::JobId},
+    store::{
+        Error, Store,
+        finish::{Recorded, Retried, Settlement},
+        sweep::{Freed, SLICE, WakeUp},
+    },
 };
 
 /// Publishes the end of each lost run. To be called before the next run of the same job is told.
 pub(crate) async fn tell(broker: &Broker, freed: &[Freed]) {
     let events: Vec<Event> = freed.iter().map(event).collect();
     broker.emit(&events).await;
+}
+
+/// Ends runs outside that are over by the clock: those whose lease is over go to somebody else, and those that did not stop
+/// within `grace` though their job is cancelled are held to be stopped. Gives how many; the relay should be rung then.
+pub(crate) async fn end_outside(store: &Store, broker: &Broker, grace: Duration) -> Result<usize, Error> {
+    let mut all = 0;
+    loop {
+        let ended = store.ended_outside(SLICE, grace).await?;
+        let of = |cancelled: bool| ended.iter().filter(move |row| row.2 == cancelled);
+        let lost: Vec<JobId> = of(false).map(|row| row.0).collect();
+        let freed = if lost.is_empty() { Vec::new() } else { store.release_lost(&lost, WakeUp::Outbox).await? };
+        tell(broker, &freed).await;
+        for (id, run, _) in of(true) {
+            end_cancelled(store, broker, *id, *run).await?;
+        }
+        if !freed.is_empty() {
+            tracing::warn!("freed {} jobs that programs outside have not finished in time", freed.len());
+        }
+        all += ended.len();
+        if ended.len() < SLICE as usize {
+            return Ok(all);
+        }
+    }
+}
+
+async fn end_cancelled(store: &Store, broker: &Broker, id: JobId, run: i64) -> Result<(), Error> {
+    let settlement = Settlement { id, run, verdict: Verdict::Cancel, wake_up: WakeUp::Outbox };
+    let recorded = store.finish(&[settlement], Retried::No).await?;
+    if recorded == [Recorded::As(Status::Cancelled)]
+        && let Some(job) = store.job(id).await?
+    {
+        let worker = job.worker_id.as_deref();
+        broker.emit(&[Event::new(id, &job.r#type, EventState::Cancelled, job.attempt as u16, worker)]).await;
+    }
+    Ok(())
 }
 
 fn event(job: &Freed) -> Event<'_> {

@@ -6,16 +6,19 @@ pub mod wire;
 
 mod cancel;
 mod enqueue;
+pub(crate) mod finish;
 mod get;
 mod health;
 mod intake;
 mod list;
 pub(crate) mod lost;
+pub(crate) mod news;
 mod retry;
 mod schema;
 mod stats;
 mod types;
 mod wait;
+pub(crate) mod work;
 
 use std::sync::Arc;
 
@@ -29,6 +32,7 @@ use crate::{
     job::JobType,
     store::Store,
     types::Types,
+    worker::outcomes::{self, Outcomes},
 };
 pub use enqueue::EnqueueOptions;
 pub use error::{ApiError, Code};
@@ -44,6 +48,10 @@ pub struct Ops {
     pub(crate) config: Arc<Config>,
     pub(crate) types: Types,
     intake: intake::Intake,
+    outcomes: Outcomes,
+    /// Rung when something was written that the relay should see at once.
+    relay: Arc<Notify>,
+    desk: Arc<work::Desk>,
     waits: Arc<tokio::sync::Semaphore>,
 }
 
@@ -65,9 +73,12 @@ impl Ops {
         relay: Arc<Notify>,
         tasks: &TaskTracker,
     ) -> Self {
-        let intake = intake::Intake::start(&store, &broker, &publisher, &config, relay, tasks);
+        let intake = intake::Intake::start(&store, &broker, &publisher, &config, relay.clone(), tasks);
+        let outcomes = outcomes::start(&store, tasks);
+        let grace = config.worker.cancel_grace;
+        let desk = Arc::new(work::Desk::new(store.clone(), broker.clone(), relay.clone(), grace, tasks));
         let waits = Arc::new(tokio::sync::Semaphore::new(MAX_WAITS));
-        Self { store, broker, publisher, config, types, intake, waits }
+        Self { store, broker, publisher, config, types, intake, outcomes, relay, desk, waits }
     }
 
     /// Carries out a verb whose request and reply are JSON texts, as RPC has them.
@@ -95,6 +106,12 @@ impl Ops {
             Verb::ResumeType => json(&self.set_paused(scope, input::parse(body)?, false).await?),
             Verb::RegisterType => json(&self.register_type(scope, body).await?),
             Verb::UnregisterType => json(&self.unregister_type(scope, input::parse(body)?).await?),
+            Verb::Finish => json(&self.finish(scope, input::parse(body)?).await?),
+            Verb::Fetch => json(&self.fetch(scope, input::parse(body)?).await?),
+            Verb::Heartbeat => json(&self.heartbeat(scope, input::parse(body)?).await?),
+            Verb::Complete => json(&self.complete(scope, input::parse(body)?).await?),
+            Verb::Fail => json(&self.fail(scope, input::parse(body)?).await?),
+            Verb::Release => json(&self.release(scope, input::parse(body)?).await?),
             Verb::GetSchema => json(&schema::of_verb(input::parse(body)?)?),
         }
     }

@@ -24,10 +24,16 @@ pub enum Verb {
     ResumeType,
     RegisterType,
     UnregisterType,
+    Finish,
+    Fetch,
+    Heartbeat,
+    Complete,
+    Fail,
+    Release,
     GetSchema,
 }
 
-pub const VERBS: [Verb; 14] = [
+pub const VERBS: [Verb; 20] = [
     Verb::Enqueue,
     Verb::EnqueueMany,
     Verb::GetJob,
@@ -41,6 +47,12 @@ pub const VERBS: [Verb; 14] = [
     Verb::ResumeType,
     Verb::RegisterType,
     Verb::UnregisterType,
+    Verb::Finish,
+    Verb::Fetch,
+    Verb::Heartbeat,
+    Verb::Complete,
+    Verb::Fail,
+    Verb::Release,
     Verb::GetSchema,
 ];
 
@@ -60,6 +72,12 @@ impl Verb {
             Verb::ResumeType => "resumeType",
             Verb::RegisterType => "registerType",
             Verb::UnregisterType => "unregisterType",
+            Verb::Finish => "finish",
+            Verb::Fetch => "work.fetch",
+            Verb::Heartbeat => "work.heartbeat",
+            Verb::Complete => "work.complete",
+            Verb::Fail => "work.fail",
+            Verb::Release => "work.release",
             Verb::GetSchema => "getSchema",
         }
     }
@@ -78,6 +96,12 @@ impl Verb {
             Verb::PauseType | Verb::ResumeType => pair::<wire::TypeRequest, wire::TypeInfo>(),
             Verb::RegisterType => pair::<crate::types::Definition, wire::TypeInfo>(),
             Verb::UnregisterType => pair::<wire::TypeRequest, wire::TypeRemoved>(),
+            Verb::Finish => pair::<wire::FinishRequest, wire::FinishReply>(),
+            Verb::Fetch => pair::<wire::FetchRequest, wire::FetchReply>(),
+            Verb::Heartbeat => pair::<wire::HeartbeatRequest, wire::HeartbeatReply>(),
+            Verb::Complete => pair::<wire::CompleteRequest, wire::FinishReply>(),
+            Verb::Fail => pair::<wire::FailRequest, wire::FinishReply>(),
+            Verb::Release => pair::<wire::ReleaseRequest, wire::FinishReply>(),
             Verb::GetSchema => pair::<wire::SchemaRequest, wire::SchemaReply>(),
         }
     }

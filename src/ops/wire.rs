@@ -375,6 +375,177 @@ pub struct TypeRemoved {
     pub removed: bool,
 }
 
+/// How a run outside ended: one of `result` (null unless given), `error` and `release`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FinishRequest {
+    pub job_id: IdText,
+    /// The number of the run, as it was given with the job.
+    pub run: i64,
+    /// Any JSON of at most `limits.result` (256 KiB).
+    #[serde(default)]
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub result: Option<Box<RawValue>>,
+    #[serde(default)]
+    pub error: Option<FinishError>,
+    /// Not done, and nobody's fault: the attempt is not spent.
+    #[serde(default)]
+    pub release: Option<bool>,
+    /// When a released job is offered again; at once unless given.
+    #[serde(default)]
+    pub delay: Option<Span>,
+}
+
+/// Why a run failed.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FinishError {
+    /// For people; the first 2 KiB are kept.
+    pub message: String,
+    /// Whether another attempt may cure it; true unless given.
+    #[serde(default)]
+    pub retry: Option<bool>,
+    /// When it is worth trying again, at most 24 h; by the type's back-off unless given.
+    #[serde(default)]
+    pub retry_after: Option<Span>,
+}
+
+/// Where the job stands now that the end of its run is recorded.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FinishReply {
+    pub job_id: Uuid,
+    pub status: Status,
+}
+
+/// Asks for work.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FetchRequest {
+    /// 1 to 20 types whose handler is `pull`; may be left out where the subject names one.
+    #[serde(default)]
+    pub types: Option<Vec<String>>,
+    /// Most jobs to give, 1 to 100; 1 unless given.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 100))]
+    pub max: Option<i64>,
+    /// How long to wait for a first one, 0 to 30000; 0 unless given.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 30_000))]
+    pub wait_ms: Option<i64>,
+    /// Names the program for people: 1 to 100 letters, digits, `-`, `_` or `.`.
+    pub worker_id: String,
+    /// How long the program may be silent before its jobs are given to others, 1000 to 3600000; 30000 unless given.
+    #[serde(default)]
+    #[schemars(range(min = 1000, max = 3_600_000))]
+    pub lease_ms: Option<i64>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FetchReply {
+    pub jobs: Vec<FetchedJob>,
+}
+
+/// A job that is the caller's to do now.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FetchedJob {
+    #[serde(flatten)]
+    pub job: Job,
+    /// The number of this run; to be named with everything that is said of it.
+    pub run: i64,
+    /// What an earlier run has kept.
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub checkpoint: Option<Box<RawValue>>,
+    /// When the run is over whatever its holder does.
+    #[serde(serialize_with = "time")]
+    pub deadline: DateTime<Utc>,
+    pub lease_ms: i64,
+}
+
+/// Signs of life.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HeartbeatRequest {
+    pub worker_id: String,
+    /// At most 1000.
+    #[schemars(length(max = 1000))]
+    pub runs: Vec<Beat>,
+}
+
+/// A sign of life of one run.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Beat {
+    pub job_id: IdText,
+    pub run: i64,
+    /// 0 to 100.
+    #[serde(default)]
+    pub percent: Option<f64>,
+    /// The first 2 KiB are kept.
+    #[serde(default)]
+    pub message: Option<String>,
+    /// For the next run, should this one be cut off: JSON of at most 256 KiB.
+    #[serde(default)]
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub checkpoint: Option<Box<RawValue>>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct HeartbeatReply {
+    /// In the order of the request.
+    pub runs: Vec<RunState>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RunState {
+    pub job_id: Uuid,
+    pub run: i64,
+    /// `held`: it has its whole lease again; `cancel`: stop; `lost`: nothing it says is wanted any more.
+    pub state: crate::store::outside::State,
+}
+
+/// A run is done.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CompleteRequest {
+    pub job_id: IdText,
+    pub run: i64,
+    /// Any JSON of at most `limits.result` (256 KiB); null unless given.
+    #[serde(default)]
+    #[schemars(with = "Option<serde_json::Value>")]
+    pub result: Option<Box<RawValue>>,
+}
+
+/// A run has failed.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FailRequest {
+    pub job_id: IdText,
+    pub run: i64,
+    /// For people; the first 2 KiB are kept.
+    pub message: String,
+    /// Whether another attempt may cure it; true unless given.
+    #[serde(default)]
+    pub retry: Option<bool>,
+    /// When it is worth trying again, at most 24 h; by the type's back-off unless given.
+    #[serde(default)]
+    pub retry_after: Option<Span>,
+}
+
+/// A run is given back: nobody's fault, and the attempt is not spent.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ReleaseRequest {
+    pub job_id: IdText,
+    pub run: i64,
+    /// When the job is offered again; at once unless given.
+    #[serde(default)]
+    pub delay: Option<Span>,
+}
+
 /// Names a verb.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

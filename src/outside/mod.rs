@@ -3,6 +3,7 @@
 //! What they are told is made in `request`, what their answers mean is decided in `reply`; both are pure. `over_nats` and
 //! `over_http` carry the one there and the other back. The run path knows none of this: to it, they are handlers.
 
+pub(crate) mod late;
 mod over_http;
 mod over_nats;
 mod presence;
@@ -40,6 +41,8 @@ pub struct Callers {
     fetcher: Fetcher,
     /// Largest result, in bytes.
     max_result: usize,
+    /// How long this process's own lease lasts.
+    lease: Duration,
 }
 
 impl Callers {
@@ -54,6 +57,7 @@ impl Callers {
             replies: Replies::new(broker.clone(), worker_id),
             fetcher: Fetcher::new(USER_AGENT, &config.handlers.allow_private)?,
             max_result: config.limits.result.as_u64() as usize,
+            lease: config.worker.lease,
         })
     }
 

@@ -56,7 +56,10 @@ impl OverNats {
         let (subject, reply, size) = (self.subject.clone(), self.callers.replies.subject(ctx), body.len());
         let sent = broker.jetstream.publish_with_reply_and_headers(subject, reply, headers, body.into());
         match sent.await.map_err(|e| e.kind()) {
-            Ok(()) => self.answer(ctx, &mut expected).await,
+            Ok(()) => {
+                self.survive_us(ctx).await;
+                self.answer(ctx, &mut expected).await
+            }
             Err(PublishErrorKind::MaxPayloadExceeded) => {
                 let max = broker.jetstream.server_info().max_payload;
                 let message =
@@ -64,6 +67,18 @@ impl OverNats {
                 Ended::Failed(Failure::permanent(message))
             }
             Err(_) => Ended::Released(LATER),
+        }
+    }
+
+    /// A long run is not to begin again when this process is killed: its handler goes on.
+    async fn survive_us(&self, ctx: &RunContext) {
+        if ctx.time_left() <= self.callers.lease || self.heartbeat.is_some() {
+            return;
+        }
+        // We end it ourselves at its time; only when we are gone does this lease count.
+        let left = ctx.time_left() + self.callers.lease;
+        if let Err(e) = self.callers.store.leave_outside(ctx.job_id, ctx.run, left, None).await {
+            tracing::debug!(job.id = %ctx.job_id, "job {} has the lease of this process alone: {e}", ctx.job_id);
         }
     }
 
@@ -116,7 +131,7 @@ async fn silence(heartbeat: Option<Duration>, heard: watch::Receiver<Instant>) -
     }
 }
 
-fn said(answer: &Message) -> Said<'_> {
+pub(super) fn said(answer: &Message) -> Said<'_> {
     let header = |name: &str| answer.headers.as_ref().and_then(|headers| headers.get(name)).map(|value| value.as_str());
     Said {
         error_code: header("Nats-Service-Error-Code"),

@@ -65,8 +65,10 @@ pub async fn start(
 fn both(broker: &Broker, verb: Verb) -> [Arc<Endpoint>; 2] {
     let subject = broker.subjects.rpc(verb.name());
     let scoped = format!("{subject}.*");
+    // The name of an endpoint has no dots. Source: NATS ADR-32.
+    let name = verb.name().replace('.', "-");
     [
-        Arc::new(Endpoint::new(verb.name().to_owned(), subject, verb)),
-        Arc::new(Endpoint::new(format!("{}-typed", verb.name()), scoped, verb)),
+        Arc::new(Endpoint::new(name.clone(), subject, verb)),
+        Arc::new(Endpoint::new(format!("{name}-typed"), scoped, verb)),
     ]
 }

@@ -31,6 +31,8 @@ pub struct Claimed {
     /// Everything a handler elsewhere is told besides the payload.
     pub tags: Option<Vec<String>>,
     pub created_at: DateTime<Utc>,
+    /// When a run outside is over; `None`: this process holds it.
+    pub deadline: Option<DateTime<Utc>>,
 }
 
 impl Claimed {
@@ -81,12 +83,18 @@ macro_rules! suspect {
     };
 }
 
-/// `$4`: also those that are suspects.
+/// `$4`: also those that are suspects. `$5`: the lease of a run outside, and `$6` its type's timeout, both in ms; NULL: the
+/// lease of the worker counts.
 const CLAIM: &str = concat!(
     r#"
 WITH claimed AS (
     UPDATE jobs AS j
-    SET status = 'processing', attempt = j.attempt + 1, run = j.run + 1, worker_id = $3, started_at = clock_timestamp()
+    SET status = 'processing', attempt = j.attempt + 1, run = j.run + 1, worker_id = $3, started_at = clock_timestamp(),
+        lease_ms = $5,
+        lease_until = CASE WHEN $5 IS NOT NULL THEN
+            clock_timestamp() + least($5::int8, coalesce(j.timeout_ms, $6)) * interval '1 millisecond' END,
+        deadline = CASE WHEN $5 IS NOT NULL THEN
+            clock_timestamp() + coalesce(j.timeout_ms, $6) * interval '1 millisecond' END
     FROM unnest($1::uuid[], $2::text[]) AS wanted (id, type)
     WHERE j.id = wanted.id AND j.type = wanted.type
       AND j.status = 'pending' AND j.run_at <= clock_timestamp() AND j.attempt < j.max_attempts
@@ -95,7 +103,7 @@ WITH claimed AS (
     suspect!(),
     r#")
     RETURNING j.id, j.type, j.priority, j.run, j.attempt, j.max_attempts, j.timeout_ms, j.run_at, j.payload, j.checkpoint,
-              j.tags, j.created_at
+              j.tags, j.created_at, j.deadline
 ), counted AS (
     INSERT INTO job_count_deltas (type, status, day, n)
     SELECT type, change.status, 'epoch', change.sign * count(*)
@@ -109,7 +117,7 @@ const WHY_NOT: &str = concat!(
     r#"
 SELECT j.id, j.type, j.status,
        (extract(epoch FROM j.run_at - clock_timestamp()) * 1000000)::int8 AS due_in_us,
-       coalesce(w.expires_at > clock_timestamp(), false) AS holder_alive, "#,
+       coalesce(j.lease_until, w.expires_at) > clock_timestamp() IS TRUE AS holder_alive, "#,
     suspect!(),
     r#" AS suspect
 FROM jobs j LEFT JOIN workers w ON w.id = j.worker_id
@@ -124,6 +132,15 @@ struct WhyNot {
     due_in_us: i64,
     holder_alive: bool,
     suspect: bool,
+}
+
+/// How long a run outside is held.
+#[derive(Clone, Copy, Debug)]
+pub struct Lease {
+    /// From its claim and from each sign of life on.
+    pub lease: Duration,
+    /// Longest run, unless the job says another.
+    pub timeout: Duration,
 }
 
 /// Whether suspects are claimed as well.
@@ -143,7 +160,7 @@ impl Store {
     /// As for every statement; jobs may have been claimed all the same when the answer was lost. [`Store::held_by`]
     /// tells which.
     pub async fn claim(&self, wanted: &[(JobId, String)], worker_id: &str) -> Result<Round, Error> {
-        self.claim_among(wanted, worker_id, Suspects::Left).await
+        self.claim_among(wanted, worker_id, None, Suspects::Left).await
     }
 
     /// As [`Store::claim`], for one job that is a [`Refused::Suspect`]; the caller holds no other such job.
@@ -151,16 +168,31 @@ impl Store {
     /// # Errors
     /// As [`Store::claim`].
     pub async fn claim_alone(&self, wanted: (JobId, String), worker_id: &str) -> Result<Round, Error> {
-        self.claim_among(&[wanted], worker_id, Suspects::Taken).await
+        self.claim_among(&[wanted], worker_id, None, Suspects::Taken).await
+    }
+
+    /// As [`Store::claim`], for a program outside, each run with a lease of its own. Suspects are taken as others: what
+    /// they kill is not this process.
+    ///
+    /// # Errors
+    /// As [`Store::claim`].
+    pub async fn claim_outside(
+        &self,
+        wanted: &[(JobId, String)],
+        worker_id: &str,
+        lease: Lease,
+    ) -> Result<Round, Error> {
+        self.claim_among(wanted, worker_id, Some(lease), Suspects::Taken).await
     }
 
     async fn claim_among(
         &self,
         wanted: &[(JobId, String)],
         worker_id: &str,
+        lease: Option<Lease>,
         suspects: Suspects,
     ) -> Result<Round, Error> {
-        let mut won = self.claim_once(wanted, worker_id, suspects).await?;
+        let mut won = self.claim_once(wanted, worker_id, lease, suspects).await?;
         if won.len() == wanted.len() {
             return Ok(Round { claims: answers(wanted, won, &HashMap::new(), suspects), freed: Vec::new() });
         }
@@ -171,7 +203,7 @@ impl Store {
         if !stale.is_empty() && !faults::has(Mutant::NoTakeOver) {
             freed = self.release_lost(&stale, WakeUp::NotNeeded).await?;
             let again: Vec<_> = wanted.iter().filter(|(id, _)| stale.contains(id)).cloned().collect();
-            won.extend(self.claim_once(&again, worker_id, suspects).await?);
+            won.extend(self.claim_once(&again, worker_id, lease, suspects).await?);
             why = self.why_not(wanted, &won).await?;
         }
         Ok(Round { claims: answers(wanted, won, &why, suspects), freed })
@@ -206,6 +238,7 @@ impl Store {
         &self,
         wanted: &[(JobId, String)],
         worker_id: &str,
+        lease: Option<Lease>,
         suspects: Suspects,
     ) -> Result<HashMap<JobId, Claimed>, Error> {
         // Sorted, so that two batches that share rows lock them in the same order.
@@ -217,7 +250,9 @@ impl Store {
             .bind(sorted.iter().map(|w| w.0).collect::<Vec<_>>())
             .bind(sorted.iter().map(|w| w.1.as_str()).collect::<Vec<_>>())
             .bind(worker_id)
-            .bind(suspects == Suspects::Taken);
+            .bind(suspects == Suspects::Taken)
+            .bind(lease.map(|lease| lease.lease.as_millis() as i32))
+            .bind(lease.map(|lease| lease.timeout.as_millis() as i64));
         let rows: Vec<Claimed> = self.hot_all("claim", query).await?;
         Ok(rows.into_iter().map(|job| (job.id, job)).collect())
     }

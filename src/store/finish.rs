@@ -74,7 +74,7 @@ SELECT id, final FROM ended"#;
 const BACK: &str = r#"
 WITH back AS (
     UPDATE jobs AS j
-    SET status = 'pending', worker_id = NULL, attempt = j.attempt - o.give_back,
+    SET status = 'pending', worker_id = NULL, lease_until = NULL, lease_ms = NULL, deadline = NULL, attempt = j.attempt - o.give_back,
         run_at = clock_timestamp() + o.delay_us * interval '1 microsecond',
         errors = CASE WHEN o.message IS NULL THEN j.errors ELSE with_error(j.errors, j.attempt, o.message, o.kind) END
     FROM unnest($1::uuid[], $2::int8[], $3::int2[], $4::int8[], $5::text[], $6::text[], $7::bool[])

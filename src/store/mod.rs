@@ -10,6 +10,7 @@ pub mod entity;
 pub mod finish;
 pub mod notes;
 pub mod outbox;
+pub mod outside;
 pub mod query;
 pub mod retention;
 pub mod retry;

@@ -20,11 +20,19 @@ pub const SLICE: i64 = 1000;
 const LOST: &str = r#"
 SELECT j.id, j.type, j.run, j.attempt, j.max_attempts, j.worker_id
 FROM jobs j LEFT JOIN workers w ON w.id = j.worker_id
-WHERE j.id = ANY($1) AND j.status = 'processing' AND (w.id IS NULL OR w.expires_at < clock_timestamp())"#;
+WHERE j.id = ANY($1) AND j.status = 'processing'
+  AND coalesce(j.lease_until, w.expires_at, '-infinity') < clock_timestamp()"#;
 
 const HELD_BY_DEAD: &str = r#"
-SELECT j.id FROM jobs j WHERE j.status = 'processing'
+SELECT j.id FROM jobs j WHERE j.status = 'processing' AND j.lease_until IS NULL
    AND j.worker_id IN (SELECT id FROM workers WHERE expires_at < clock_timestamp()) LIMIT $1"#;
+
+/// Runs outside whose lease is over, or which did not stop though their job was cancelled `$2` ms ago.
+const ENDED_OUTSIDE: &str = r#"
+SELECT id, run, cancel_requested_at IS NOT NULL AS cancelled FROM jobs
+WHERE lease_until IS NOT NULL AND status = 'processing'
+  AND (lease_until < clock_timestamp() OR cancel_requested_at < clock_timestamp() - $2 * interval '1 millisecond')
+LIMIT $1"#;
 
 /// Pending and due since before `$3`, in the lane, and on no outbox row that is due soon: its wake-up is gone. From
 /// `$5`, `$6` on, so that a million of them are walked through once.
@@ -76,7 +84,7 @@ impl Store {
     /// # Errors
     /// As for every statement.
     pub async fn release_lost(&self, ids: &[Uuid], wake_up: WakeUp) -> Result<Vec<Freed>, Error> {
-        let expired = "AND (w.id IS NULL OR w.expires_at < clock_timestamp())";
+        let expired = "AND coalesce(j.lease_until, w.expires_at, '-infinity') < clock_timestamp()";
         let find = faults::statement(Mutant::LeaseIgnored, LOST, expired, "");
         let mut lost: Vec<Lost> = self.hot_all("find lost runs", sqlx::query_as(find).bind(ids)).await?;
         lost.sort_by_key(|row| row.id);
@@ -118,6 +126,16 @@ impl Store {
         let find = faults::statement(Mutant::LeaseIgnored, HELD_BY_DEAD, "WHERE expires_at < clock_timestamp()", "");
         let rows: Vec<(Uuid,)> = self.read_all("find jobs of dead workers", sqlx::query_as(find).bind(limit)).await?;
         Ok(rows.into_iter().map(|(id,)| id).collect())
+    }
+
+    /// Up to `limit` runs outside that are over by the clock: (id, run, whether the job is cancelled). A cancelled one may
+    /// take `grace` to stop by itself.
+    ///
+    /// # Errors
+    /// As for every statement.
+    pub async fn ended_outside(&self, limit: i64, grace: Duration) -> Result<Vec<(Uuid, i64, bool)>, Error> {
+        let query = sqlx::query_as(ENDED_OUTSIDE).bind(limit).bind(grace.as_millis() as i64);
+        self.read_all("find runs outside that are over", query).await
     }
 
     /// Whether any worker's lease has run out; the cheap question before [`Store::held_by_dead_workers`].

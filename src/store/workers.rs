@@ -37,6 +37,16 @@ impl Store {
         self.read_all::<(String,)>("deregister worker", sqlx::query_as(end).bind(worker_id)).await.map(|_| ())
     }
 
+    /// The workers that have a current lease.
+    ///
+    /// # Errors
+    /// As for every statement.
+    pub async fn live_worker_ids(&self) -> Result<Vec<String>, Error> {
+        let list = "SELECT id FROM workers WHERE expires_at > clock_timestamp()";
+        let rows: Vec<(String,)> = self.read_answer("list workers", sqlx::query_as(list)).await?;
+        Ok(rows.into_iter().map(|(id,)| id).collect())
+    }
+
     /// How many workers have a current lease.
     ///
     /// # Errors

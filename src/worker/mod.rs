@@ -5,9 +5,9 @@
 mod claims;
 mod heartbeat;
 mod lineup;
-mod outcomes;
+pub(crate) mod outcomes;
 mod puller;
-mod run;
+pub(crate) mod run;
 mod running;
 mod slots;
 
@@ -92,7 +92,7 @@ impl Worker {
             claims: claims::start(&deps, &id, &unheard, &batch_tasks),
             unheard,
             suspect: tokio::sync::Semaphore::new(1),
-            outcomes: outcomes::start(&deps, &batch_tasks),
+            outcomes: outcomes::start(&deps.store, &batch_tasks),
             running: Running::default(),
             watermarks,
             tasks: batch_tasks,

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
 
-use super::Deps;
 use crate::{
     flow::{Batcher, batcher::Size},
     job::{Failure, Verdict},
@@ -19,10 +18,10 @@ pub(crate) type Outcomes = Batcher<Settlement, Recorded>;
 /// Outcomes and bytes of results in one statement, whichever comes first (see [`weigh`]).
 const FULL: usize = 500;
 
-pub(crate) fn start(deps: &Deps, tasks: &TaskTracker) -> Outcomes {
+pub(crate) fn start(store: &Store, tasks: &TaskTracker) -> Outcomes {
     // One at a time: two share what waits, and so cost Postgres twice the statements. See docs/performance.md.
     let size = Size { weight: FULL, lanes: 1, waiting: 4096 };
-    let store = deps.store.clone();
+    let store = store.clone();
     Batcher::start(size, weigh, tasks, move |batch: Vec<Settlement>| {
         let store = store.clone();
         async move { record(&store, batch).await }

@@ -5,7 +5,6 @@ use std::{
     time::Duration,
 };
 
-use serde_json::value::RawValue;
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep, sleep_until},
@@ -18,13 +17,17 @@ use super::{
 };
 use crate::{
     broker::{
+        Broker,
         events::{Event, EventState},
-        pull::Delivery,
+        pull::{AckHandle, Delivery},
     },
     faults::crash_point,
-    handlers::{AnyHandler, Ended, RunContext, context::Notes},
-    job::{Failure, FailureKind, Outcome, Status, Verdict, json, settle},
-    ops::error::chain,
+    handlers::{Ended, RunContext, context::Notes, result},
+    job::{Failure, FailureKind, Outcome, Status, Verdict, Work, model::JobId, settle},
+    ops::{
+        error::chain,
+        news::{About, News},
+    },
     store::{
         claim::{Claim, Claimed, Refused},
         finish::{Recorded, Settlement, WakeUp},
@@ -87,7 +90,10 @@ async fn carry_out_tracked(shared: &Arc<Shared>, known: &Known, run: &Arc<Run>, 
 
     let (outcome, _unrecorded) = match slot_for(run, place).await {
         Ok(slot) => {
-            let outcome = run_handler(shared, known, run, &job).await;
+            let outcome = match run_handler(shared, known, run, &job).await {
+                End::Settled(outcome) => outcome,
+                End::Outside { left } => return leave_outside(shared, known, run, &job, left).await,
+            };
             (outcome, Some(slot.ended()))
         }
         Err(outcome) => (outcome, None),
@@ -108,7 +114,7 @@ async fn carry_out_tracked(shared: &Arc<Shared>, known: &Known, run: &Arc<Run>, 
     run.let_go();
     match recorded {
         Ok(Recorded::As(status)) => {
-            told.tell(shared, &job, status).await;
+            told.tell(broker, &subject_of(shared, &job), status).await;
             if status == Status::Failed {
                 shared.deps.relay.notify_one();
             }
@@ -132,34 +138,38 @@ async fn slot_for(run: &Run, place: Place) -> Result<Slot, Outcome> {
     tokio::select! {
         biased;
         slot = place.slot() => Ok(slot),
-        _ = run.token.cancelled() => Err(by_cause(None, run.cause())),
+        _ = run.token.cancelled() => Err(by_cause(Some(CUT_OFF), run.cause()).unwrap_or(CUT_OFF)),
         _ = sleep(TURN) => Err(Outcome::Interrupted { delay: Duration::ZERO }),
     }
 }
 
 async fn refuse(shared: &Shared, run: &Run, refused: Refused) {
-    let broker = &shared.deps.broker;
     run.let_go();
+    put_off(&shared.deps.broker, &run.ack, run.id, refused, shared.deps.config.worker.lease).await;
+}
+
+/// Answers a message whose claim was refused. `lease`: how long the holder of a job may be silent.
+pub(crate) async fn put_off(broker: &Broker, ack: &AckHandle, id: JobId, refused: Refused, lease: Duration) {
     match refused {
-        Refused::Over => run.ack.ack(broker).await,
+        Refused::Over => ack.ack(broker).await,
         // Half a millisecond on top, so that rounding never makes it early a second time.
         Refused::NotDue(remaining) if remaining <= LONGEST_NAK => {
-            run.ack.nak(broker, remaining + Duration::from_micros(500)).await;
+            ack.nak(broker, remaining + Duration::from_micros(500)).await;
         }
-        Refused::NotDue(_) => run.ack.nak(broker, LONGEST_NAK).await,
-        Refused::Paused => run.ack.nak(broker, LATER).await,
+        Refused::NotDue(_) => ack.nak(broker, LONGEST_NAK).await,
+        Refused::Paused => ack.nak(broker, LATER).await,
         // Not claimed, so that it loses no attempt if the one in hand kills this worker, too.
-        Refused::Suspect => run.ack.nak(broker, NEXT_SUSPECT).await,
+        Refused::Suspect => ack.nak(broker, NEXT_SUSPECT).await,
         // Kept as a hint for the case that the holder dies: by then its lease is over.
-        Refused::Held => run.ack.nak(broker, shared.deps.config.worker.lease).await,
+        Refused::Held => ack.nak(broker, lease).await,
         Refused::Mismatch => {
-            tracing::warn!(job.id = %run.id, "removed a message whose type is not its job's");
-            run.ack.term(broker, "type differs from the job's").await;
+            tracing::warn!(job.id = %id, "removed a message whose type is not its job's");
+            ack.term(broker, "type differs from the job's").await;
         }
     }
 }
 
-async fn run_handler(shared: &Shared, known: &Known, run: &Run, job: &Claimed) -> Outcome {
+async fn run_handler(shared: &Shared, known: &Known, run: &Run, job: &Claimed) -> End {
     let timeout = job.timeout_ms.map_or(known.settings.timeout, |ms| Duration::from_millis(ms.unsigned_abs()));
     let notes = Arc::new(Notes::with_checkpoint(job.checkpoint.as_ref().map(|c| c.0.clone())));
     *run.notes.lock().unwrap_or_else(PoisonError::into_inner) = notes.clone();
@@ -179,42 +189,88 @@ async fn run_handler(shared: &Shared, known: &Known, run: &Run, job: &Claimed) -
     tokio::select! {
         biased;
         // Also when the handler obeyed so promptly that its end is seen first.
-        ended = &mut task.0 => by_cause(Some(judge(shared, known, run, ended)), run.cause()),
-        _ = run.token.cancelled() => stopped(shared, known, run, &mut task).await,
+        ended = &mut task.0 => end_of(by_cause(judge(shared, known, run, ended), run.cause()), deadline),
+        _ = run.token.cancelled() => match run.cause() {
+            // Whoever does it need not hear of a deploy.
+            Some(StopCause::Drain) if known.handler.work == Work::Nats => end_of(None, deadline),
+            _ => end_of(stopped(shared, known, run, &mut task).await, deadline),
+        },
         _ = sleep_until(deadline) => {
             let message = format!("the attempt took longer than its timeout of {}", humantime::format_duration(timeout));
-            Outcome::Failed(Failure::new(FailureKind::Timeout, message))
+            End::Settled(Outcome::Failed(Failure::new(FailureKind::Timeout, message)))
         }
     }
 }
 
 /// Gives the handler a moment to end by itself; its own result counts if it has one.
-async fn stopped(shared: &Shared, known: &Known, run: &Run, task: &mut AbortOnDrop) -> Outcome {
+async fn stopped(shared: &Shared, known: &Known, run: &Run, task: &mut AbortOnDrop) -> Option<Outcome> {
     let by_itself = tokio::select! {
-        ended = &mut task.0 => Some(judge(shared, known, run, ended)),
-        _ = sleep(shared.deps.config.worker.cancel_grace) => None,
+        ended = &mut task.0 => judge(shared, known, run, ended)?,
+        _ = sleep(shared.deps.config.worker.cancel_grace) => CUT_OFF,
     };
     // Without a cause nobody could have cancelled the token.
-    by_cause(by_itself, run.cause().or(Some(StopCause::Cancel)))
+    by_cause(Some(by_itself), run.cause().or(Some(StopCause::Cancel)))
 }
 
-/// What a run that was asked to stop says of itself is no failure of the job; a result counts all the same. `None`: it
-/// had to be cut off.
-fn by_cause(by_itself: Option<Outcome>, cause: Option<StopCause>) -> Outcome {
-    match (by_itself, cause) {
-        (Some(done @ Outcome::Done(_)), _) => done,
-        (Some(ended), None) => ended,
+/// Had to be stopped: whatever it would have said.
+const CUT_OFF: Outcome = Outcome::Cancelled;
+
+/// What a run that was asked to stop says of itself is no failure of the job; a result counts all the same. `None`: it goes
+/// on outside.
+fn by_cause(by_itself: Option<Outcome>, cause: Option<StopCause>) -> Option<Outcome> {
+    Some(match (by_itself?, cause) {
+        (done @ Outcome::Done(_), _) => done,
+        (ended, None) => ended,
         (_, Some(StopCause::Drain)) => Outcome::Interrupted { delay: Duration::ZERO },
-        (_, Some(StopCause::Cancel) | None) => Outcome::Cancelled,
+        (_, Some(StopCause::Cancel)) => Outcome::Cancelled,
+    })
+}
+
+/// How a run ended for this worker.
+enum End {
+    Settled(Outcome),
+    /// A program outside goes on with it, for so long at most.
+    Outside {
+        left: Duration,
+    },
+}
+
+fn end_of(outcome: Option<Outcome>, deadline: Instant) -> End {
+    match outcome {
+        Some(outcome) => End::Settled(outcome),
+        None => End::Outside { left: deadline.saturating_duration_since(Instant::now()) },
     }
 }
 
-fn judge(shared: &Shared, known: &Known, run: &Run, ended: Result<Ended, tokio::task::JoinError>) -> Outcome {
-    match ended {
-        Ok(Ended::Done(result)) => check_result(&known.handler, result, shared.deps.config.limits.result.as_u64()),
+/// Lets a program outside go on alone. Its message has done its work: should the lease end, the sweep finds the job.
+async fn leave_outside(shared: &Shared, known: &Known, run: &Arc<Run>, job: &Claimed, left: Duration) {
+    super::running::write_notes_of(shared, run).await;
+    let mut pause = Duration::from_millis(50);
+    // Not before that is written: the job would be nobody's for as long as this worker lives.
+    let ours = loop {
+        match shared.deps.store.leave_outside(job.id, job.run, left, known.heartbeat).await {
+            Ok(ours) => break ours,
+            Err(e) => {
+                tracing::warn!("could not leave a run outside, trying again: {}", chain(&e));
+                sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(1));
+            }
+        }
+    };
+    run.let_go();
+    // Else it is over already, or somebody else's, and the message with it.
+    if ours {
+        run.ack.ack(&shared.deps.broker).await;
+    }
+}
+
+/// `None`: it goes on outside.
+fn judge(shared: &Shared, known: &Known, run: &Run, ended: Result<Ended, tokio::task::JoinError>) -> Option<Outcome> {
+    Some(match ended {
+        Ok(Ended::Done(result)) => result::accept(&known.handler, result, shared.deps.config.limits.result.as_u64()),
         Ok(Ended::Failed(failure)) => Outcome::Failed(failure),
         Ok(Ended::Released(delay)) => Outcome::Interrupted { delay },
-        Ok(Ended::Outside) => Outcome::Interrupted { delay: Duration::ZERO },
+        Ok(Ended::Outside) => return None,
         Err(e) => {
             let panic = e.try_into_panic().ok();
             let said = panic.as_ref().and_then(|p| {
@@ -224,40 +280,7 @@ fn judge(shared: &Shared, known: &Known, run: &Run, ended: Result<Ended, tokio::
             let message = format!("the handler panicked: {}", said.as_deref().unwrap_or("no message"));
             Outcome::Failed(Failure::new(FailureKind::Panic, message))
         }
-    }
-}
-
-/// What handlers return is cleaned rather than refused: it must never keep an outcome from being recorded.
-fn check_result(handler: &AnyHandler, result: Box<RawValue>, max: u64) -> Outcome {
-    let faults = handler.check_result(&result);
-    if let Some((pointer, fault)) = faults.0.first() {
-        let message = format!("the result breaks the result schema of '{}': {pointer} {fault}", handler.job_type);
-        return Outcome::Failed(Failure::permanent(message));
-    }
-    if result.get().len() as u64 > max {
-        let message =
-            format!("result_too_large: the result has {} bytes, the limit is {max} bytes", result.get().len());
-        return Outcome::Failed(Failure::permanent(message));
-    }
-    if json::check_value(result.get().as_bytes()).is_ok() {
-        return Outcome::Done(result);
-    }
-    let cleaned = serde_json::from_str(result.get()).map(without_nul).and_then(|v| serde_json::value::to_raw_value(&v));
-    match cleaned {
-        Ok(raw) if json::check_value(raw.get().as_bytes()).is_ok() => Outcome::Done(raw),
-        Ok(_) | Err(_) => Outcome::Failed(Failure::permanent("the result is no JSON that can be stored")),
-    }
-}
-
-fn without_nul(value: serde_json::Value) -> serde_json::Value {
-    use serde_json::Value;
-    let clean = |text: String| if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text };
-    match value {
-        Value::String(text) => Value::String(clean(text)),
-        Value::Array(items) => Value::Array(items.into_iter().map(without_nul).collect()),
-        Value::Object(map) => Value::Object(map.into_iter().map(|(k, v)| (clean(k), without_nul(v))).collect()),
-        other => other,
-    }
+    })
 }
 
 struct AbortOnDrop(JoinHandle<Ended>);
@@ -268,34 +291,6 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// What is told after the commit, kept from the verdict that goes into it.
-struct News {
-    error: Option<String>,
-    delay: Option<Duration>,
-}
-
-impl News {
-    fn of(verdict: &Verdict) -> Self {
-        let (failure, delay) = match verdict {
-            Verdict::Retry { failure, delay } => (Some(failure), Some(*delay)),
-            Verdict::DeadLetter { failure } => (Some(failure), None),
-            Verdict::Complete { .. } | Verdict::Cancel | Verdict::HandBack { .. } => (None, None),
-        };
-        Self { error: failure.map(|f| f.message.clone()), delay }
-    }
-
-    async fn tell(&self, shared: &Shared, job: &Claimed, status: Status) {
-        let state = match status {
-            Status::Completed => EventState::Completed,
-            Status::Failed => EventState::Failed,
-            Status::Cancelled => EventState::Cancelled,
-            Status::Pending if self.delay.is_some() => EventState::Retrying,
-            // Handed back: nothing happened that anyone would want to know.
-            Status::Pending | Status::Processing => return,
-        };
-        let mut event = Event::new(job.id, &job.r#type, state, job.attempt as u16, Some(&shared.id));
-        event.error = self.error.as_deref();
-        event.delay_seconds = self.delay.map(|d| d.as_secs_f64());
-        shared.deps.broker.emit(&[event]).await;
-    }
+fn subject_of<'a>(shared: &'a Shared, job: &'a Claimed) -> About<'a> {
+    About { id: job.id, job_type: &job.r#type, attempt: job.attempt as u16, worker_id: &shared.id }
 }

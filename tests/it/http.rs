@@ -357,10 +357,20 @@ async fn every_described_operation_answers_as_described() {
             if registers {
                 service.call("registerType.foreign", json!({"handler": "pull"})).await;
             }
+            let (mut run, mut fetched) = (1, id.clone());
+            if ["finish", "complete", "fail", "release", "heartbeat", "fetch"].iter().any(|verb| name.ends_with(verb)) {
+                (run, fetched) = a_fetched_run(&service).await;
+            }
             let job_type = if registers { "foreign" } else { "probe" };
-            let path = path.replace("{id}", &id).replace("{type}", job_type).replace("{verb}", "enqueue");
+            let path = path
+                .replace("{id}", if name == "finish" { &fetched } else { &id })
+                .replace("{type}", job_type)
+                .replace("{verb}", "enqueue");
             let body = &operation["requestBody"]["content"]["application/json"]["example"];
             let body = if body.is_null() { String::new() } else { body.to_string() };
+            let body = body
+                .replace("0198c5a4-5d5c-7000-8000-000000000000", &fetched)
+                .replace("\"run\":1", &format!("\"run\":{run}"));
             let answer = service.web(&method.to_uppercase(), &path, &[], body).await;
             assert!(answer.status < 300, "{name}: {answer:?}");
             as_described(&document, operation, &answer);
@@ -372,6 +382,17 @@ async fn every_described_operation_answers_as_described() {
         }
     }
     service.stop().await;
+}
+
+/// A job of the type `thumbnail` that is fetched, and another one that can be.
+async fn a_fetched_run(service: &crate::harness::Running) -> (i64, String) {
+    service.call("registerType", json!({"type": "thumbnail", "handler": "pull"})).await;
+    for _ in 0..2 {
+        service.enqueue(json!({"type": "thumbnail", "payload": {}})).await;
+    }
+    let wish = json!({"types": ["thumbnail"], "waitMs": 30000, "workerId": "w"});
+    let job = service.call("work.fetch", wish).await["jobs"][0].clone();
+    (job["run"].as_i64().unwrap(), job["id"].as_str().unwrap().to_owned())
 }
 
 /// Status, media type and body of an answer are among those that the document promises.

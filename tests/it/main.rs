@@ -43,6 +43,7 @@ mod poison;
 mod probe;
 mod progress;
 mod proxy;
+mod pull;
 mod receiver;
 mod retry;
 mod rollback;

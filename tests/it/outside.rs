@@ -253,3 +253,92 @@ async fn bad_answers_are_clear_errors_and_harm_nobody_else() {
     assert_eq!(service.finished(&nul).await["result"], json!({"text": "a\u{fffd}b"}));
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_handler_has_accepted_it_finishes_later() {
+    let (place, service, mut handler) = with_type(json!({"timeout": "1h"})).await;
+    let id = job(&service).await;
+    let request = handler.next().await;
+    handler.reply(&request, &[("Job-Accepted", "true")], "").await;
+    let subject = service.subject(&format!("progress.outside.{id}"));
+    // Nobody waits for it any more, and what it says is still heard.
+    until(|| async {
+        service.nats.publish(subject.clone(), r#"{"run": 1, "percent": 60}"#.into()).await.unwrap();
+        (service.job(&id).await["progress"]["percent"] == 60.0).then_some(())
+    })
+    .await;
+    let (first, again) =
+        (json!({"jobId": id, "run": 1, "result": {"ok": 1}}), json!({"jobId": id, "run": 1, "result": {"ok": 1}}));
+    assert_eq!(service.call("finish", first).await["status"], "completed");
+    assert_eq!(service.call("finish.outside", again).await["status"], "completed");
+    assert_eq!(service.job(&id).await["result"], json!({"ok": 1}));
+    crate::books::all_completed_once(&place, &service, &[id]).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_finishes_instead_of_answering_frees_its_slot_at_once() {
+    let (_place, service, mut handler) = with_type(json!({"timeout": "1h", "concurrency": 1})).await;
+    let (first, second) = (job(&service).await, job(&service).await);
+    for id in [&first, &second] {
+        let request = handler.next().await;
+        assert_eq!(header(&request, "Job-Id"), id);
+        service.call("finish", json!({"jobId": id, "run": 1, "result": 1})).await;
+    }
+    service.finished(&second).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_run_survives_a_restart_of_the_service_and_its_answer_is_still_taken() {
+    let mut place = Place::new().await;
+    place.config.worker.drain = std::time::Duration::from_millis(200);
+    let first = place.start().await;
+    register(&first, json!({"timeout": "1h"})).await;
+    let mut handler = Handler::start(&first).await;
+    let (replied, finished) = (job(&first).await, job(&first).await);
+    let requests = [handler.next().await, handler.next().await];
+    first.stop().await;
+
+    let second = place.start().await;
+    for id in [&replied, &finished] {
+        assert_eq!(second.job(id).await["status"], "processing", "a stop has ended a run outside");
+    }
+    let answer = requests.iter().find(|request| header(request, "Job-Id") == replied).unwrap();
+    handler.reply(answer, &[], r#""by reply""#).await;
+    second.call("finish", json!({"jobId": finished, "run": 1, "result": "by finish"})).await;
+    for (id, result) in [(&replied, "by reply"), (&finished, "by finish")] {
+        let job = second.finished(id).await;
+        assert_eq!((&job["result"], &job["attempts"]), (&json!(result), &json!(1)));
+    }
+    crate::books::all_completed_once(&place, &second, &[replied, finished]).await;
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_run_survives_even_the_death_of_the_process_that_asked_for_it() {
+    let mut place = Place::new().await;
+    place.config.types.insert("outside".into(), toml::from_str("handler = 'nats'\ntimeout = '1h'").unwrap());
+    place.config.worker.types = vec!["outside".into()];
+    let mut first = crate::child::Program::serve(&place.config).await;
+    place.config.worker.enabled = false;
+    let second = place.start().await;
+    let mut handler = Handler::start(&second).await;
+    let id = job(&second).await;
+    let request = handler.next().await;
+    // It is written down soon after it was asked for.
+    let database = place.database().await;
+    let held = "SELECT count(*) FROM jobs WHERE lease_until IS NOT NULL";
+    until(|| async { (sqlx::query_scalar::<_, i64>(held).fetch_one(&database).await.unwrap() == 1).then_some(()) })
+        .await;
+    first.kill().await;
+    second.stop().await;
+    place.config.worker.enabled = true;
+    let third = place.start().await;
+    // Longer than the lease of the dead.
+    tokio::time::sleep(place.config.worker.lease * 2).await;
+    handler.reply(&request, &[], "7").await;
+    let job = third.finished(&id).await;
+    assert_eq!((&job["result"], &job["attempts"]), (&json!(7), &json!(1)));
+    third.stop().await;
+}

@@ -64,12 +64,12 @@ async fn handlers_that_block_every_thread_for_longer_than_the_lease_are_not_take
     let place = Place::new().await;
     let service = place.start().await;
     let block = place.config.worker.lease * 2 + Duration::from_millis(200);
-    let mut ids = Vec::new();
-    // More than the runtime has threads.
+    // More than the runtime has threads; handed in together, since the first ones keep the service from answering.
     let threads = std::thread::available_parallelism().unwrap().get() + 1;
-    for _ in 0..threads {
-        ids.push(service.probe(json!({"blockMs": block.as_millis() as u64})).await);
-    }
+    let job = json!({"type": "probe", "payload": {"blockMs": block.as_millis() as u64}});
+    let accepted = service.call("enqueueMany", json!({"jobs": vec![job; threads]})).await;
+    let results = accepted["results"].as_array().unwrap().iter();
+    let ids: Vec<String> = results.map(|job| job["jobId"].as_str().unwrap().to_owned()).collect();
     // Nobody else is there to take them over, so this process must not do it itself when it wakes up.
     let attempts = books::all_completed_once(&place, &service, &ids).await;
     assert!(attempts.values().all(|attempt| *attempt == 1), "{attempts:?}");

@@ -171,6 +171,88 @@ pub const OPERATIONS: &[Operation] = &[
         ..BASE
     },
     Operation {
+        method: "post",
+        path: "/jobs/{id}/finish",
+        id: "finish",
+        group: "Work",
+        summary: "Tell how a run outside ended",
+        parameters: &[ID],
+        takes: Takes::Body(Verb::Finish, r#"{"run": 1, "result": {"pages": 3}}"#),
+        gives: Gives::Reply(Verb::Finish),
+        refusals: &[Code::InvalidJson, Code::JobNotFound, Code::LeaseLost, Code::PayloadTooLarge],
+        ..BASE
+    },
+    Operation {
+        method: "post",
+        path: "/work/fetch",
+        id: "work.fetch",
+        group: "Work",
+        summary: "Fetch jobs of types whose handler is `pull`, and wait for some",
+        takes: Takes::Body(
+            Verb::Fetch,
+            r#"{"types": ["thumbnail"], "max": 5, "waitMs": 10000, "workerId": "gpu-box-1", "leaseMs": 30000}"#,
+        ),
+        gives: Gives::Reply(Verb::Fetch),
+        refusals: &[Code::InvalidJson, Code::UnknownType],
+        ..BASE
+    },
+    Operation {
+        method: "post",
+        path: "/work/heartbeat",
+        id: "work.heartbeat",
+        group: "Work",
+        summary: "Give signs of life of runs, with progress and checkpoints",
+        takes: Takes::Body(
+            Verb::Heartbeat,
+            r#"{"workerId": "gpu-box-1", "runs": [{"jobId": "0198c5a4-5d5c-7000-8000-000000000000", "run": 1, "percent": 40}]}"#,
+        ),
+        gives: Gives::Reply(Verb::Heartbeat),
+        refusals: &[Code::InvalidJson, Code::PayloadTooLarge],
+        ..BASE
+    },
+    Operation {
+        method: "post",
+        path: "/work/complete",
+        id: "work.complete",
+        group: "Work",
+        summary: "Tell that a fetched job is done",
+        takes: Takes::Body(
+            Verb::Complete,
+            r#"{"jobId": "0198c5a4-5d5c-7000-8000-000000000000", "run": 1, "result": {"url": "s3://out/1.png"}}"#,
+        ),
+        gives: Gives::Reply(Verb::Complete),
+        refusals: &[Code::InvalidJson, Code::JobNotFound, Code::LeaseLost, Code::PayloadTooLarge],
+        ..BASE
+    },
+    Operation {
+        method: "post",
+        path: "/work/fail",
+        id: "work.fail",
+        group: "Work",
+        summary: "Tell that a fetched job has failed",
+        takes: Takes::Body(
+            Verb::Fail,
+            r#"{"jobId": "0198c5a4-5d5c-7000-8000-000000000000", "run": 1, "message": "no such image", "retry": false}"#,
+        ),
+        gives: Gives::Reply(Verb::Fail),
+        refusals: &[Code::InvalidJson, Code::JobNotFound, Code::LeaseLost, Code::PayloadTooLarge],
+        ..BASE
+    },
+    Operation {
+        method: "post",
+        path: "/work/release",
+        id: "work.release",
+        group: "Work",
+        summary: "Give a fetched job back without spending its attempt",
+        takes: Takes::Body(
+            Verb::Release,
+            r#"{"jobId": "0198c5a4-5d5c-7000-8000-000000000000", "run": 1, "delay": "5s"}"#,
+        ),
+        gives: Gives::Reply(Verb::Release),
+        refusals: &[Code::InvalidJson, Code::JobNotFound, Code::LeaseLost],
+        ..BASE
+    },
+    Operation {
         path: "/types",
         id: "listTypes",
         group: "Types",

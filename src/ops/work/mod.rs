@@ -1,0 +1,114 @@
+//! `work.fetch`, `work.heartbeat`, `work.complete`, `work.fail` and `work.release`: for programs that come and fetch their
+//! work, and can't be called.
+
+mod desk;
+mod runs;
+
+pub(crate) use desk::Desk;
+
+use std::time::Duration;
+
+use super::{
+    Ops, Scope,
+    error::{ApiError, Code},
+    wire::{FetchReply, FetchRequest, FetchedJob, Job},
+};
+use crate::{job::Work, ops::error::quoted};
+
+const MAX_TYPES: usize = 20;
+const MAX_JOBS: i64 = 100;
+const MAX_WAIT_MS: i64 = 30_000;
+const MAX_RUNS: usize = 1000;
+/// Bounds of a lease. Source: docs/protocol.md.
+const LEASE_MS: std::ops::RangeInclusive<i64> = 1000..=3_600_000;
+const DEFAULT_LEASE_MS: i64 = 30_000;
+/// Bytes of jobs in one answer, so that it fits into a message.
+const BUDGET: usize = 768 * 1024;
+
+impl Ops {
+    /// Gives jobs to a program outside, each with a lease of its own; waits for them if there are none.
+    ///
+    /// # Errors
+    /// `invalid_request`, `unknown_type`, `overloaded`, `unavailable`.
+    pub async fn fetch(&self, scope: Scope<'_>, request: FetchRequest) -> Result<FetchReply, ApiError> {
+        let bounded = |path: &str, value: Option<i64>, default: i64, range: std::ops::RangeInclusive<i64>| {
+            let value = value.unwrap_or(default);
+            let message = || format!("must be {} to {}", range.start(), range.end());
+            if range.contains(&value) { Ok(value) } else { Err(ApiError::fault(Code::InvalidRequest, path, message())) }
+        };
+        let max = bounded("/max", request.max, 1, 1..=MAX_JOBS)? as usize;
+        let wait = bounded("/waitMs", request.wait_ms, 0, 0..=MAX_WAIT_MS)? as u64;
+        let lease = bounded("/leaseMs", request.lease_ms, DEFAULT_LEASE_MS, LEASE_MS)?;
+        check_worker(&request.worker_id)?;
+        let types = self.fetched_types(scope, request.types)?;
+        let _turn = self.waits.try_acquire().map_err(|_| ApiError::overloaded("too many fetches are waiting"))?;
+        let wish = desk::Wish {
+            types,
+            max,
+            wait: Duration::from_millis(wait),
+            worker_id: request.worker_id,
+            lease: Duration::from_millis(lease as u64),
+        };
+        let claimed = self.desk.fetch(self, wish).await?;
+        let rows = match claimed.is_empty() {
+            true => Vec::new(),
+            false => self.store.jobs(&claimed.iter().map(|job| job.id).collect::<Vec<_>>()).await?,
+        };
+        let mut jobs = Vec::with_capacity(claimed.len());
+        let mut size = 0;
+        for job in claimed {
+            let Some(row) = rows.iter().find(|row| row.id == job.id && row.run == job.run) else { continue };
+            let whole = Job::whole(row.clone());
+            size += row.payload.as_ref().map_or(0, String::len) + row.errors.as_ref().map_or(0, String::len) + 2048;
+            size += job.checkpoint.as_ref().map_or(0, |raw| raw.get().len());
+            if size > BUDGET && !jobs.is_empty() {
+                self.give_back(job.id, job.run).await;
+                continue;
+            }
+            jobs.push(FetchedJob {
+                job: whole,
+                run: job.run,
+                checkpoint: job.checkpoint,
+                deadline: job.deadline,
+                lease_ms: lease,
+            });
+        }
+        Ok(FetchReply { jobs })
+    }
+
+    /// The types that are asked for, each of which has to be one that is fetched.
+    fn fetched_types(&self, scope: Scope<'_>, named: Option<Vec<String>>) -> Result<Vec<String>, ApiError> {
+        let fault = |message: String| ApiError::fault(Code::InvalidRequest, "/types", message);
+        let mut types = match (scope, named) {
+            (Some(scope), None) => vec![scope.to_string()],
+            (_, Some(types)) => types,
+            (None, None) => Vec::new(),
+        };
+        types.sort();
+        types.dedup();
+        if types.is_empty() || types.len() > MAX_TYPES {
+            return Err(fault(format!("1 to {MAX_TYPES} types are needed")));
+        }
+        let now = self.types.now();
+        for name in &types {
+            if scope.is_some_and(|scope| scope.as_str() != name) {
+                return Err(fault(format!("{} is not the type of the subject", quoted(name))));
+            }
+            let known = now.get(name).ok_or_else(|| self.unknown_type(name))?;
+            if known.handler.work != Work::Pull {
+                let work = known.handler.work.as_str();
+                return Err(fault(format!("'{name}' is not fetched: its handler is {work}; register it as pull")));
+            }
+        }
+        Ok(types)
+    }
+}
+
+fn check_worker(id: &str) -> Result<(), ApiError> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if (1..=100).contains(&id.len()) && id.chars().all(legal) {
+        return Ok(());
+    }
+    let message = "must be 1 to 100 letters, digits, '-', '_' or '.'";
+    Err(ApiError::fault(Code::InvalidRequest, "/workerId", message))
+}
