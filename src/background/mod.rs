@@ -5,6 +5,7 @@
 
 mod counts;
 mod dead_letters;
+mod discovery;
 mod relay;
 mod retention;
 mod sweep;
@@ -58,6 +59,7 @@ pub fn start(deps: &Deps, stop: &CancellationToken, tasks: &TaskTracker) {
     tasks.spawn(retention::work(deps.clone(), stop.clone()));
     tasks.spawn(counts::work(deps.clone(), stop.clone()));
     tasks.spawn(types::work(deps.clone(), stop.clone()));
+    tasks.spawn(discovery::work(deps.clone(), stop.clone()));
 }
 
 /// Repeats a duty each `period` until `stop`. A failure is told once and not again at each repetition of it.

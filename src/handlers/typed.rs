@@ -82,6 +82,11 @@ pub(crate) trait Erased: Send + Sync {
     fn room(&self) -> usize {
         usize::MAX
     }
+
+    /// See [`AnyHandler::seen`].
+    fn seen(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// A type that is known since somebody said so, and not by a Rust type.
@@ -180,6 +185,11 @@ impl AnyHandler {
     /// How many more jobs it is worth beginning, where nobody may be there to do them.
     pub fn room(&self) -> usize {
         self.inner.room()
+    }
+
+    /// Somebody who does the work has shown himself.
+    pub(crate) async fn seen(&self) {
+        self.inner.seen().await;
     }
 
     /// Runs the handler; its result is JSON.

@@ -46,7 +46,14 @@ impl Ops {
         body: &[u8],
         options: EnqueueOptions<'_>,
     ) -> Result<EnqueueReply, ApiError> {
-        let job = self.check(scope, body, options)?;
+        let job = match self.check(scope, body, options) {
+            // Its handler may have started a moment ago.
+            Err(refused) if refused.code == Code::UnknownType => {
+                self.types.search().await;
+                self.check(scope, body, options)?
+            }
+            checked => checked?,
+        };
         let id = job.id;
         let mut outcomes = self.intake.submit(vec![job]).await?;
         reply(id, outcomes.pop().unwrap_or_else(|| Err(ApiError::unavailable("the intake gave no answer")))?)

@@ -1,6 +1,6 @@
 //! A handler that is asked by request-reply on `queue.handlers.<type>`.
 
-use std::time::Duration;
+use std::{future::Future, pin::Pin, time::Duration};
 
 use async_nats::{HeaderMap, Message, StatusCode, client::PublishErrorKind};
 use chrono::Utc;
@@ -116,6 +116,10 @@ impl Erased for OverNats {
 
     fn room(&self) -> usize {
         self.presence.room()
+    }
+
+    fn seen(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.presence.somebody())
     }
 }
 

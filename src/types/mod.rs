@@ -8,11 +8,14 @@ pub mod definition;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::{
     config::{Config, TypeSettings},
@@ -22,6 +25,10 @@ use crate::{
     store::types::TypeRow,
 };
 pub use definition::Definition;
+
+/// Shortest time between two searches that callers cause, and longest wait for one.
+const SEARCH_PAUSE: Duration = Duration::from_secs(1);
+const SEARCH_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A job type and all that is in force for it.
 pub struct Known {
@@ -67,6 +74,16 @@ pub struct Types {
     /// What can't change while the process runs.
     fixed: Arc<BTreeMap<JobType, Arc<Known>>>,
     live: Arc<watch::Sender<Arc<Snapshot>>>,
+    search: Arc<Search>,
+}
+
+/// The search for handlers on the bus, as those see it who wait for it.
+struct Search {
+    wanted: Notify,
+    /// How often it was begun, and the newest of those rounds that is over.
+    begun: AtomicU64,
+    over: watch::Sender<u64>,
+    last: Mutex<Option<Instant>>,
 }
 
 /// Why a process can't start with these types.
@@ -107,7 +124,49 @@ impl Types {
         }
         let first = Snapshot { types: fixed.clone(), ..Snapshot::default() };
         let live = Arc::new(watch::channel(Arc::new(first)).0);
-        Ok(Self { config, callers: Arc::new(callers), fixed: Arc::new(fixed), live })
+        let search = Search {
+            wanted: Notify::new(),
+            begun: AtomicU64::new(0),
+            over: watch::channel(0).0,
+            last: Mutex::default(),
+        };
+        Ok(Self { config, callers: Arc::new(callers), fixed: Arc::new(fixed), live, search: Arc::new(search) })
+    }
+
+    /// Has handlers looked for on the bus, and returns when that is done. Once a second at most, so that callers who ask
+    /// for nonsense can't make much of it.
+    pub async fn search(&self) {
+        if !self.config.nats.discovery {
+            return;
+        }
+        let mut over = self.search.over.subscribe();
+        // One that is under way may have asked too early.
+        let next = self.search.begun.load(Ordering::SeqCst) + 1;
+        let now = Instant::now();
+        {
+            let mut last = self.search.last.lock().unwrap_or_else(PoisonError::into_inner);
+            if last.is_some_and(|at| now - at < SEARCH_PAUSE) {
+                return;
+            }
+            *last = Some(now);
+        }
+        self.search.wanted.notify_one();
+        let _ = tokio::time::timeout(SEARCH_PATIENCE, over.wait_for(|round| *round >= next)).await;
+    }
+
+    /// Returns when somebody wants a search.
+    pub(crate) async fn wanted(&self) {
+        self.search.wanted.notified().await;
+    }
+
+    /// A search begins; gives its number.
+    pub(crate) fn begin_search(&self) -> u64 {
+        self.search.begun.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// The search of this number is over.
+    pub(crate) fn end_search(&self, round: u64) {
+        self.search.over.send_replace(round);
     }
 
     /// The types as they are now.
@@ -200,6 +259,12 @@ impl Snapshot {
 }
 
 impl Known {
+    /// Whether it was discovered, and is described in another way now.
+    pub(crate) fn is_discovered_otherwise(&self, definition: &serde_json::Value) -> bool {
+        let same = |text: &String| serde_json::from_str::<serde_json::Value>(text).is_ok_and(|had| had == *definition);
+        self.origin == Origin::Discovered && !self.text.as_ref().is_some_and(same)
+    }
+
     pub fn name(&self) -> &str {
         self.handler.job_type.as_str()
     }

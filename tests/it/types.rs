@@ -171,3 +171,74 @@ async fn types_are_made_shown_and_forgotten_over_http() {
     }
     service.stop().await;
 }
+
+/// Answers `$SRV.INFO` as the micro-service of a client library does.
+async fn introduce(service: &Running, subject: String, metadata: Value) -> tokio::task::JoinHandle<()> {
+    let nats = service.nats.clone();
+    let mut questions = nats.subscribe("$SRV.INFO").await.unwrap();
+    nats.flush().await.unwrap();
+    let info = json!({
+        "type": "io.nats.micro.v1.info_response", "name": "thumbs", "id": "1", "version": "1.0.0",
+        "endpoints": [{"name": "thumbnail", "subject": subject, "queue_group": "q", "metadata": metadata}],
+    });
+    tokio::spawn(async move {
+        while let Some(question) = futures_util::StreamExt::next(&mut questions).await {
+            nats.publish(question.reply.unwrap(), info.to_string().into()).await.unwrap();
+        }
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_introduces_itself_becomes_a_type_without_anyone_configuring_it() {
+    let (_place, service) = start().await;
+    let subject = service.subject("handlers.thumbnail");
+    let metadata = json!({
+        "queue.type": "thumbnail", "queue.timeout": "2m", "queue.maxAttempts": "7", "queue.description": "Small pictures.",
+        "queue.payloadSchema": r#"{"type": "object"}"#,
+    });
+    let handler = introduce(&service, subject.clone(), metadata).await;
+    // At once when somebody asks for it.
+    let id = service.enqueue(json!({"type": "thumbnail", "payload": {}})).await;
+    assert_eq!(service.job(&id).await["maxAttempts"], 7);
+    let info = service.call("listTypes.thumbnail", json!({})).await["types"][0].clone();
+    assert_eq!(
+        (&info["origin"], &info["handler"], &info["timeout"], &info["description"]),
+        (&json!("discovered"), &json!("nats"), &json!("2m"), &json!("Small pictures."))
+    );
+    let refused = service.ask("enqueue", json!({"type": "thumbnail", "payload": 1}).to_string()).await;
+    assert_eq!(refused.code(), Some("invalid_payload"));
+    handler.abort();
+    // What somebody asks for goes before what was found.
+    service.call("registerType", json!({"type": "thumbnail", "handler": "nats", "maxAttempts": 2})).await;
+    let handler = introduce(&service, subject, json!({"queue.type": "thumbnail", "queue.maxAttempts": "9"})).await;
+    service.ask("enqueue", json!({"type": "nobody", "payload": 1}).to_string()).await;
+    let info = &service.call("listTypes.thumbnail", json!({})).await["types"][0];
+    assert_eq!((&info["origin"], &info["maxAttempts"]), (&json!("registered"), &json!(2)));
+    handler.abort();
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn handlers_of_other_subjects_and_with_bad_descriptions_are_left_alone() {
+    let mut place = Place::new().await;
+    let service = place.start().await;
+    let elsewhere = introduce(&service, "elsewhere.x".into(), json!({"queue.type": "x"})).await;
+    let bad =
+        introduce(&service, service.subject("handlers.y"), json!({"queue.type": "y", "queue.timeout": "9d"})).await;
+    let builtin = introduce(&service, service.subject("handlers.probe"), json!({"queue.type": "probe"})).await;
+    for name in ["x", "y"] {
+        let refused = service.ask("enqueue", json!({"type": name, "payload": 1}).to_string()).await;
+        assert_eq!(refused.code(), Some("unknown_type"));
+    }
+    assert_eq!(service.call("listTypes.probe", json!({})).await["types"][0]["origin"], "builtin");
+    service.stop().await;
+    place.config.nats.discovery = false;
+    let service = place.start().await;
+    let good = introduce(&service, service.subject("handlers.z"), json!({"queue.type": "z"})).await;
+    let refused = service.ask("enqueue", json!({"type": "z", "payload": 1}).to_string()).await;
+    assert_eq!(refused.code(), Some("unknown_type"));
+    for task in [elsewhere, bad, builtin, good] {
+        task.abort();
+    }
+    service.stop().await;
+}
