@@ -6,6 +6,7 @@
 mod counts;
 mod dead_letters;
 mod discovery;
+mod notices;
 mod relay;
 mod retention;
 mod sweep;
@@ -59,6 +60,7 @@ pub fn start(deps: &Deps, stop: &CancellationToken, tasks: &TaskTracker) {
     tasks.spawn(retention::work(deps.clone(), stop.clone()));
     tasks.spawn(counts::work(deps.clone(), stop.clone()));
     tasks.spawn(types::work(deps.clone(), stop.clone()));
+    tasks.spawn(notices::work(deps.clone(), stop.clone()));
     tasks.spawn(discovery::work(deps.clone(), stop.clone()));
 }
 

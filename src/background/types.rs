@@ -31,6 +31,8 @@ pub(crate) async fn run_once(deps: &Deps) -> Result<(), Error> {
     let before = deps.types.now();
     deps.types.replace(deps.store.types().await?);
     let now = deps.types.now();
+    let known: Vec<_> = now.iter().map(|known| (known.name(), known.settings.retry.max_attempts)).collect();
+    deps.store.note_known_types(&known).await?;
     let new: Vec<&JobType> =
         now.iter().map(|known| &known.handler.job_type).filter(|name| before.get(name.as_str()).is_none()).collect();
     for job_type in new {

@@ -53,12 +53,29 @@ impl Store {
         // As a whole behind a lock of its row, so that two who ask see one another.
         let unset = "WITH kept AS (SELECT count(*) AS n FROM jobs WHERE type = $1),
                      found AS (SELECT type FROM job_types WHERE type = $1 AND definition IS NOT NULL FOR UPDATE),
-                     gone AS (UPDATE job_types SET definition = NULL, discovered = false, unattended_since = NULL,
+                     gone AS (UPDATE job_types SET definition = NULL, discovered = false, unattended_since = NULL, max_attempts = NULL,
                                      updated_at = now()
                               WHERE type IN (SELECT type FROM found) AND (SELECT n FROM kept) = 0)
                      SELECT n FROM kept WHERE EXISTS (SELECT FROM found)";
         let rows: Vec<(i64,)> = self.read_answer("forget a type", sqlx::query_as(unset).bind(job_type)).await?;
         Ok(rows.first().map(|(n,)| *n))
+    }
+
+    /// Notes the types that there are, with the attempts that their jobs get, for those who enqueue by SQL.
+    ///
+    /// # Errors
+    /// As for every statement.
+    pub async fn note_known_types(&self, known: &[(&str, u16)]) -> Result<(), Error> {
+        // In the order of the names, so that two replicas can't wait for each other.
+        let set = "INSERT INTO job_types AS t (type, max_attempts)
+                   SELECT type, n FROM unnest($1::text[], $2::int2[]) AS k (type, n) ORDER BY type
+                   ON CONFLICT (type) DO UPDATE SET max_attempts = excluded.max_attempts
+                   WHERE t.max_attempts IS DISTINCT FROM excluded.max_attempts
+                   RETURNING type";
+        let query = sqlx::query_as(set)
+            .bind(known.iter().map(|k| k.0).collect::<Vec<_>>())
+            .bind(known.iter().map(|k| k.1 as i16).collect::<Vec<_>>());
+        self.read_all::<(String,)>("note known types", query).await.map(|_| ())
     }
 
     /// Notes whether somebody answers for a type.

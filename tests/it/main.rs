@@ -50,6 +50,7 @@ mod rollback;
 mod rolling;
 mod schema;
 mod sockets;
+mod sql;
 mod stats;
 mod types;
 mod wait;
