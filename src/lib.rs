@@ -14,6 +14,7 @@ pub mod faults;
 pub mod flow;
 pub mod handlers;
 pub mod http;
+pub mod inbox;
 pub mod job;
 pub mod ops;
 pub mod outside;

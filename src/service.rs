@@ -11,7 +11,7 @@ use crate::{
     config::Config,
     faults,
     handlers::{Registry, clients::fetch::SetupError, registry},
-    http,
+    http, inbox,
     ops::{Ops, error::chain},
     outside::{Callers, late},
     rpc,
@@ -225,6 +225,10 @@ impl Start {
             return Ok(None);
         }
         background::start(&self.deps, &self.stop, &self.duties);
+        if self.deps.config.rpc.enabled {
+            let (stop, tasks) = &self.doors;
+            inbox::start(&self.ops, stop, tasks).await?;
+        }
         if !self.deps.config.worker.enabled {
             self.ready.send_replace(true);
             return Ok(None);

@@ -39,6 +39,7 @@ fn letter(deps: &Deps, jobs: &[Model], id: Uuid, target: &str) -> Option<Outgoin
     Some(Outgoing {
         subject: deps.broker.subjects.dead_letter(job_type),
         message_id: format!("{id}:{run}"),
+        headers: Vec::new(),
         body: body(job, limit)?,
     })
 }

@@ -90,6 +90,7 @@ impl Relay {
             places.map(move |(place, (id, target))| Outgoing {
                 subject: self.0.broker.subjects.wake_up_target(target),
                 message_id: format!("{}.{place}", row.id),
+                headers: Vec::new(),
                 body: wake_up_body(*id, target),
             })
         });

@@ -242,7 +242,7 @@ async fn count(stage: &Stage, accepted: i64, resting: &mut HashMap<u32, Resting>
     ensure!(workers <= WORKERS, "{workers} rows of workers, of which one is alive");
     let connections = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'queue-service'";
     let connections = rows(stage, connections).await?;
-    ensure!(connections <= 11, "{connections} connections to Postgres, of at most 11");
+    ensure!(connections <= 12, "{connections} connections to Postgres, of at most 12");
     let pid = stage.service_pid().context("the service does not run")?;
     let mut now = rest(stage, pid).await?;
     let first = *resting.entry(pid).or_insert(now);

@@ -13,7 +13,7 @@ pub mod topology;
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -62,6 +62,8 @@ struct Incarnation {
     verified: AtomicU64,
     /// Set when an answer suggests that a stream or a consumer is missing.
     suspect: AtomicBool,
+    /// When the server made the inbox, whose sequence numbers begin again as well.
+    inbox: Mutex<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -177,6 +179,15 @@ impl Broker {
     /// Whether there was a suspicion since the last call.
     pub(crate) fn take_suspicion(&self) -> bool {
         self.incarnation.suspect.swap(false, Ordering::SeqCst)
+    }
+
+    /// Which life of the inbox it is.
+    pub(crate) fn inbox_life(&self) -> String {
+        self.incarnation.inbox.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn note_inbox_life(&self, created: String) {
+        *self.incarnation.inbox.lock().unwrap_or_else(PoisonError::into_inner) = created;
     }
 
     pub(crate) fn connects(&self) -> u64 {

@@ -30,6 +30,8 @@ pub struct Outgoing {
     pub subject: String,
     /// Repetitions within the stream's window are dropped by the broker.
     pub message_id: String,
+    /// Further headers; their values are of one line.
+    pub headers: Vec<(&'static str, String)>,
     pub body: Bytes,
 }
 
@@ -133,6 +135,11 @@ impl Publisher {
                 let mut headers = HeaderMap::new();
                 if let Ok(id) = message.message_id.parse::<HeaderValue>() {
                     headers.insert("Nats-Msg-Id", id);
+                }
+                for (name, value) in message.headers {
+                    if let Ok(value) = value.parse::<HeaderValue>() {
+                        headers.insert(name, value);
+                    }
                 }
                 // Only a closed client refuses; then nothing is acknowledged, which says it all.
                 let sent = self.client.publish_with_reply_and_headers(message.subject, reply, headers, message.body);

@@ -66,11 +66,15 @@ impl LanePull {
     /// # Errors
     /// The client is closed.
     pub async fn open(broker: &Broker, job_type: &str, lane: Lane) -> Result<Self, async_nats::SubscribeError> {
+        let (stream, name) = (broker.subjects.jobs_stream(), Subjects::consumer(job_type, lane));
+        Self::on(broker, format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"), lane).await
+    }
+
+    async fn on(broker: &Broker, subject: String, lane: Lane) -> Result<Self, async_nats::SubscribeError> {
         let inbox = broker.jetstream.new_inbox();
-        let stream = broker.subjects.jobs_stream();
         Ok(Self {
             lane,
-            subject: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{}", Subjects::consumer(job_type, lane)),
+            subject,
             messages: broker.jetstream.subscribe(inbox.clone()).await?,
             inbox,
             credit: 0,
@@ -79,6 +83,14 @@ impl LanePull {
             not_before: Instant::now(),
             broker: broker.clone(),
         })
+    }
+
+    /// The open pull requests of this process on the inbox.
+    ///
+    /// # Errors
+    /// The client is closed.
+    pub async fn of_inbox(broker: &Broker) -> Result<Self, async_nats::SubscribeError> {
+        Self::on(broker, broker.inbox_pull(), Lane::Normal).await
     }
 
     /// Messages that are on their way.
@@ -110,6 +122,12 @@ impl LanePull {
 
     /// The next message. Pending while there is none; safe to drop and call again. `None`: the client is closed.
     pub async fn next(&mut self) -> Option<Delivery> {
+        let (message, ack) = self.next_message().await?;
+        Some(Delivery { wake_up: self.parse(&message).ok_or(Garbage), ack })
+    }
+
+    /// As [`LanePull::next`], for messages that are no wake-ups.
+    pub async fn next_message(&mut self) -> Option<(Message, AckHandle)> {
         loop {
             let message = self.messages.next().await?;
             self.heard = Instant::now();
@@ -117,7 +135,8 @@ impl LanePull {
                 self.note_status(&message);
             } else {
                 self.credit = self.credit.saturating_sub(1);
-                return Some(self.delivery(message));
+                let subject = message.reply.as_ref().map(ToString::to_string).unwrap_or_default();
+                return Some((message, AckHandle { subject, stamp: self.broker.stamp() }));
             }
         }
     }
@@ -153,12 +172,6 @@ impl LanePull {
         }
     }
 
-    fn delivery(&self, message: Message) -> Delivery {
-        let wake_up = self.parse(&message).ok_or(Garbage);
-        let subject = message.reply.map(|reply| reply.to_string()).unwrap_or_default();
-        Delivery { wake_up, ack: AckHandle { subject, stamp: self.broker.stamp() } }
-    }
-
     fn parse(&self, message: &Message) -> Option<WakeUp> {
         #[derive(Deserialize)]
         struct Body {
@@ -185,6 +198,14 @@ pub fn wake_up_body(id: Uuid, target: &str) -> Bytes {
 }
 
 impl AckHandle {
+    /// The message's place in its stream. Source of the form: NATS ADR-15, `$JS.ACK…<delivered>.<stream seq>.…`, with or
+    /// without domain and account before.
+    pub fn stream_sequence(&self) -> Option<u64> {
+        let tokens: Vec<&str> = self.subject.split('.').collect();
+        let at = if tokens.len() >= 11 { 7 } else { 5 };
+        tokens.get(at)?.parse().ok()
+    }
+
     /// The message has done its work.
     pub async fn ack(&self, broker: &Broker) {
         self.send(broker, Bytes::from_static(b"+ACK")).await;

@@ -57,6 +57,16 @@ impl Subjects {
         format!("{}.dlq.{job_type}", self.prefix)
     }
 
+    /// Where a message of the inbox goes that can't be taken in. `token`: the type, as its subject had it.
+    pub fn inbox_dead_letter(&self, token: &str) -> String {
+        format!("{}.inbox-dlq.{token}", self.prefix)
+    }
+
+    /// The stream of jobs that are handed in by publishing alone.
+    pub fn inbox_stream(&self) -> String {
+        self.stream("background-jobs-inbox")
+    }
+
     pub fn event(&self, job_type: &str, state: &str, id: JobId) -> String {
         format!("{}.events.{job_type}.{state}.{id}", self.prefix)
     }

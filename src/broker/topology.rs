@@ -8,11 +8,15 @@ use serde_json::{Value, json};
 use super::{Broker, Error, Subjects};
 use crate::job::Lane;
 
-const STREAMS: [(&str, &str); 3] = [
+const STREAMS: [(&str, &str); 5] = [
     ("background-jobs", include_str!("../../nats/streams/background-jobs.json")),
     ("background-jobs-dlq", include_str!("../../nats/streams/background-jobs-dlq.json")),
     ("background-jobs-events", include_str!("../../nats/streams/background-jobs-events.json")),
+    ("background-jobs-inbox", include_str!("../../nats/streams/background-jobs-inbox.json")),
+    ("background-jobs-inbox-dlq", include_str!("../../nats/streams/background-jobs-inbox-dlq.json")),
 ];
+/// The consumer of the inbox, which all replicas share.
+const INTAKE: &str = "intake";
 const CONSUMER: &str = include_str!("../../nats/consumer.json");
 
 /// JetStream's codes. Source: nats-server `server/errors.json`.
@@ -64,7 +68,7 @@ pub struct Backlog {
 }
 
 impl Broker {
-    /// Makes or mends the three streams.
+    /// Makes or mends the streams.
     ///
     /// # Errors
     /// The broker is away or refuses; the next call goes on where this one stopped.
@@ -89,8 +93,12 @@ impl Broker {
             };
             if name == STREAMS[0].0 {
                 work = WorkStream { created: info.created, messages: info.state.messages };
+            } else if name == STREAMS[3].0 {
+                self.note_inbox_life(info.created);
             }
         }
+        let inbox = self.subjects.inbox_stream();
+        self.ensure_consumer(&inbox, INTAKE, &self.subjects.rebase("queue.inbox.*")).await?;
         self.incarnation.verified.store(connects, Ordering::SeqCst);
         Ok(work)
     }
@@ -117,30 +125,39 @@ impl Broker {
     pub async fn ensure_consumers(&self, job_type: &str) -> Result<(), Error> {
         let stream = self.subjects.jobs_stream();
         for lane in Lane::ALL {
-            let name = Subjects::consumer(job_type, lane);
-            let filter = self.subjects.wake_up(job_type, lane);
-            let wanted = self.consumer_config(&name, &filter)?;
-            let make = |config: Value, action: &str| json!({"stream_name": stream, "config": config, "action": action});
-            let subject = format!("CONSUMER.CREATE.{stream}.{name}.{filter}");
-            match self.api::<ConsumerInfo>(format!("CONSUMER.INFO.{stream}.{name}"), &json!({})).await {
-                // No "create" here: of two replicas that race, the second finds the same consumer, which is fine.
-                Err(Error::Api { code: CONSUMER_NOT_FOUND, .. }) => {
-                    self.api::<Value>(subject, &make(wanted, "")).await?;
-                }
-                Ok(info) => {
-                    let mut wanted = wanted;
-                    if let Value::Object(fields) = &mut wanted {
-                        fields.retain(|key, _| !CONSUMER_FIXED.contains(&key.as_str()));
-                    }
-                    if differs(&wanted, &info.config) {
-                        tracing::info!("updating the consumer {name}");
-                        self.api::<Value>(subject, &make(merged(info.config, &wanted), "update")).await?;
-                    }
-                }
-                Err(e) => return Err(e),
-            }
+            let (name, filter) = (Subjects::consumer(job_type, lane), self.subjects.wake_up(job_type, lane));
+            self.ensure_consumer(&stream, &name, &filter).await?;
         }
         Ok(())
+    }
+
+    async fn ensure_consumer(&self, stream: &str, name: &str, filter: &str) -> Result<(), Error> {
+        let wanted = self.consumer_config(name, filter)?;
+        let make = |config: Value, action: &str| json!({"stream_name": stream, "config": config, "action": action});
+        let subject = format!("CONSUMER.CREATE.{stream}.{name}.{filter}");
+        match self.api::<ConsumerInfo>(format!("CONSUMER.INFO.{stream}.{name}"), &json!({})).await {
+            // No "create" here: of two replicas that race, the second finds the same consumer, which is fine.
+            Err(Error::Api { code: CONSUMER_NOT_FOUND, .. }) => {
+                self.api::<Value>(subject, &make(wanted, "")).await?;
+            }
+            Ok(info) => {
+                let mut wanted = wanted;
+                if let Value::Object(fields) = &mut wanted {
+                    fields.retain(|key, _| !CONSUMER_FIXED.contains(&key.as_str()));
+                }
+                if differs(&wanted, &info.config) {
+                    tracing::info!("updating the consumer {name}");
+                    self.api::<Value>(subject, &make(merged(info.config, &wanted), "update")).await?;
+                }
+            }
+            Err(e) => return Err(e),
+        }
+        Ok(())
+    }
+
+    /// The subject on which the consumer of the inbox is asked for messages.
+    pub(crate) fn inbox_pull(&self) -> String {
+        format!("$JS.API.CONSUMER.MSG.NEXT.{}.{INTAKE}", self.subjects.inbox_stream())
     }
 
     /// How much waits in a lane; `None` when its consumer is missing.

@@ -36,8 +36,8 @@ pub struct Nats {
     pub tls_key: Option<PathBuf>,
     /// Copies of each stream: 1, or 3 in a cluster.
     pub replicas: u8,
-    /// Disk that the three streams may take together; the broker sets it aside. Half of it is for wake-ups, a quarter
-    /// each for dead letters and events.
+    /// Disk that the streams may take together; the broker sets it aside. Half of it is for wake-ups, a quarter for dead
+    /// letters, an eighth for events, and an eighth for the inbox.
     #[schemars(with = "String")]
     pub store: ByteSize,
     /// First tokens of this process's own inboxes; `_INBOX.<user>` where users may read only their own.
@@ -74,7 +74,7 @@ impl Default for Nats {
 pub struct Database {
     /// `postgres://user:password@host/database`. `DATABASE_URL` sets it too.
     pub url: String,
-    /// Connections of this process, at least 4; one more is reserved for the heartbeat.
+    /// Connections of this process, at least 4; two more are reserved, for the heartbeat and for notices.
     pub max_connections: u32,
     /// Schema of all tables; made when missing.
     pub schema: String,

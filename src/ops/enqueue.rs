@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     config::TIMEOUT_RANGE,
-    job::{Priority, Status, json, model::JobId},
+    job::{JobType, Priority, Status, json, model::JobId},
     store::enqueue::{Due, Enqueued, Key, NewJob},
 };
 
@@ -57,6 +57,34 @@ impl Ops {
         let id = job.id;
         let mut outcomes = self.intake.submit(vec![job]).await?;
         reply(id, outcomes.pop().unwrap_or_else(|| Err(ApiError::unavailable("the intake gave no answer")))?)
+    }
+
+    /// Takes one job that was handed in by publishing alone, once per `message_id`.
+    ///
+    /// # Errors
+    /// The refusal; nothing was written then.
+    pub(crate) async fn take_in(&self, scope: &JobType, body: &[u8], message_id: &str) -> Result<(), ApiError> {
+        let mut request: EnqueueRequest = {
+            json::check_object(body).map_err(input::broken_rule)?;
+            input::decode(body)?
+        };
+        request.r#type.get_or_insert_with(|| scope.to_string());
+        let mut job = match self.check(Some(scope), body, EnqueueOptions::default()) {
+            Err(refused) if refused.code == Code::UnknownType => {
+                self.types.search().await;
+                self.check(Some(scope), body, EnqueueOptions::default())?
+            }
+            checked => checked?,
+        };
+        // A key of the caller's own holds as it does elsewhere.
+        job.key.get_or_insert_with(|| Key {
+            content_hash: content_hash(&request, scope.as_str()),
+            text: format!("{INTERNAL_KEY}inbox:{message_id}"),
+        });
+        let id = job.id;
+        let mut outcomes = self.intake.submit(vec![job]).await?;
+        let outcome = outcomes.pop().unwrap_or_else(|| Err(ApiError::unavailable("the intake gave no answer")))?;
+        reply(id, outcome).map(|_| ())
     }
 
     /// Takes up to [`MAX_BULK`] jobs, each judged by itself; the good ones are kept when others are bad.
@@ -143,6 +171,9 @@ impl Ops {
         })
     }
 }
+
+/// What keys begin with that are not the callers': theirs hold no control characters.
+pub(crate) const INTERNAL_KEY: char = '\u{1}';
 
 /// The parts of a request that have rules of their own.
 struct Parts {

@@ -191,6 +191,7 @@ impl Lane {
                 Outgoing {
                     subject: lane.broker.subjects.wake_up_target(&target),
                     message_id: format!("{}.{place}", batch.outbox_id),
+                    headers: Vec::new(),
                     body: wake_up_body(job.id, &target),
                 }
             };

@@ -40,6 +40,7 @@ impl Ops {
         let wake_up = Outgoing {
             subject: self.broker.subjects.wake_up_target(&target),
             message_id: format!("{outbox_id}.0"),
+            headers: Vec::new(),
             body: wake_up_body(id, &target),
         };
         // What is not acknowledged stays in the outbox, and the relay does it.

@@ -261,7 +261,8 @@ impl From<Model> for Job {
             errors: raw(row.errors),
             progress: raw(row.progress),
             tags: row.tags.unwrap_or_default(),
-            idempotency_key: row.idempotency_key,
+            // Those that the service made for itself are nobody's business.
+            idempotency_key: row.idempotency_key.filter(|key| !key.starts_with(super::enqueue::INTERNAL_KEY)),
             worker_id: row.worker_id,
             note: None,
             created_at: row.created_at,

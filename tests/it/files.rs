@@ -190,7 +190,7 @@ mod nats_settings {
     use super::*;
     use crate::harness::{PATIENCE, Running, until};
 
-    const USERS: [&str; 5] = ["SERVICE", "CALLER", "READER", "HANDLER", "TENANT"];
+    const USERS: [&str; 7] = ["SERVICE", "CALLER", "READER", "HANDLER", "PULLER", "PUBLISHER", "TENANT"];
 
     fn server() -> PathBuf {
         let own = root().join(".tools/bin/nats-server");

@@ -29,6 +29,7 @@ mod harness;
 mod health;
 mod http;
 mod import;
+mod inbox;
 mod list;
 mod load;
 mod micro;

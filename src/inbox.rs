@@ -1,0 +1,142 @@
+//! The door for those who only publish: takes in what the stream `background-jobs-inbox` holds, once per message id.
+//!
+//! The publisher has the broker's acknowledgement, so nothing here may be lost: a message is acknowledged when its job is
+//! committed, or when it is in the stream of those that can't be taken in, with the reason.
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::{Message, SubscribeError};
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    broker::{
+        publish::Outgoing,
+        pull::{AckHandle, LanePull},
+    },
+    job::JobType,
+    ops::{ApiError, Code, Ops},
+};
+
+/// Messages that are being taken in at the same time.
+const AT_ONCE: usize = 256;
+/// How often requests that the broker can't answer any more are forgotten.
+const TICK: Duration = Duration::from_millis(500);
+/// When a message comes again that could not be taken in now.
+const LATER: Duration = Duration::from_secs(2);
+/// Longest message id. Source: docs/protocol.md.
+const ID_MAX: usize = 200;
+/// Kept free below the broker's limit for the headers of a bad message.
+const FRAME: usize = 8 * 1024;
+/// Longest text of a reason, in bytes.
+const REASON_MAX: usize = 1000;
+
+/// Takes messages in until `stop`, on `tasks`.
+///
+/// # Errors
+/// The client is closed.
+pub async fn start(ops: &Ops, stop: &CancellationToken, tasks: &TaskTracker) -> Result<(), SubscribeError> {
+    let pull = LanePull::of_inbox(&ops.broker).await?;
+    let room = Arc::new(Semaphore::new(AT_ONCE));
+    tasks.spawn(serve(ops.clone(), pull, room, stop.clone()));
+    Ok(())
+}
+
+async fn serve(ops: Ops, mut pull: LanePull, room: Arc<Semaphore>, stop: CancellationToken) {
+    let mut tick = tokio::time::interval(TICK);
+    let done = Arc::new(Notify::new());
+    loop {
+        let free = room.available_permits();
+        if free > pull.credit() && (pull.credit() == 0 || free - pull.credit() >= AT_ONCE / 4) {
+            pull.request(free - pull.credit()).await;
+        }
+        tokio::select! {
+            biased;
+            _ = stop.cancelled() => break,
+            Some((message, ack)) = pull.next_message() => {
+                let Ok(turn) = room.clone().acquire_owned().await else { return };
+                let (ops, done) = (ops.clone(), done.clone());
+                tokio::spawn(async move {
+                    take_in(&ops, &message, &ack).await;
+                    drop(turn);
+                    done.notify_one();
+                });
+            }
+            _ = done.notified() => {}
+            _ = tick.tick() => pull.tick(),
+        }
+    }
+    // What is being taken in is finished; what was on its way comes again, here or elsewhere.
+    let _ = room.acquire_many(AT_ONCE as u32).await;
+}
+
+async fn take_in(ops: &Ops, message: &Message, ack: &AckHandle) {
+    let broker = &ops.broker;
+    let refused = match enqueue(ops, message, ack).await {
+        Ok(()) => return ack.ack(broker).await,
+        Err(refused) => refused,
+    };
+    if matches!(refused.code, Code::Overloaded | Code::Unavailable | Code::Internal) {
+        return ack.nak(broker, LATER).await;
+    }
+    match set_aside(ops, message, ack, &refused).await {
+        true => ack.ack(broker).await,
+        false => ack.nak(broker, LATER).await,
+    }
+}
+
+async fn enqueue(ops: &Ops, message: &Message, ack: &AckHandle) -> Result<(), ApiError> {
+    let token = message.subject.rsplit('.').next().unwrap_or_default();
+    let scope = JobType::new(token).map_err(|_| ops.unknown_type(token))?;
+    let id = match header(message, "Nats-Msg-Id") {
+        Some(id) if (1..=ID_MAX).contains(&id.chars().count()) => id.to_owned(),
+        Some(_) => {
+            let detail = format!("Nats-Msg-Id must have 1 to {ID_MAX} characters");
+            return Err(ApiError::new(Code::InvalidRequest, detail));
+        }
+        // Its place in the stream: also a redelivery is the same message.
+        None => format!("{}/{}", ops.broker.inbox_life(), ack.stream_sequence().unwrap_or_default()),
+    };
+    ops.take_in(&scope, &message.payload, &id).await
+}
+
+/// Keeps a bad message, with the reason. `false`: the broker has not acknowledged it.
+async fn set_aside(ops: &Ops, message: &Message, ack: &AckHandle, refused: &ApiError) -> bool {
+    let broker = &ops.broker;
+    let token = message.subject.rsplit('.').next().unwrap_or_default();
+    tracing::warn!("set a message of the inbox aside ({token}): {}", refused.detail);
+    let mut headers =
+        vec![("Error-Code", refused.code.as_str().to_owned()), ("Error-Detail", one_line(&reason(refused)))];
+    headers.extend(header(message, "Nats-Msg-Id").map(|id| ("Original-Msg-Id", one_line(id))));
+    let limit = broker.jetstream.max_payload().saturating_sub(FRAME);
+    let body = match message.payload.len() > limit {
+        true => {
+            headers.push(("Body-Cut", format!("the first {limit} of {} bytes", message.payload.len())));
+            message.payload.slice(..limit)
+        }
+        false => message.payload.clone(),
+    };
+    let outgoing = Outgoing {
+        subject: broker.subjects.inbox_dead_letter(token),
+        message_id: format!("{}/{}", broker.inbox_life(), ack.stream_sequence().unwrap_or_default()),
+        headers,
+        body,
+    };
+    ops.publisher.publish(vec![outgoing]).await == [true]
+}
+
+fn reason(refused: &ApiError) -> String {
+    let faults: Vec<String> = refused.errors.iter().map(|fault| format!("{} {}", fault.path, fault.message)).collect();
+    if faults.is_empty() { refused.detail.clone() } else { faults.join("; ") }
+}
+
+/// Fit for a header.
+fn one_line(text: &str) -> String {
+    let mut line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    line.truncate(line.floor_char_boundary(REASON_MAX));
+    line
+}
+
+fn header<'a>(message: &'a Message, name: &str) -> Option<&'a str> {
+    message.headers.as_ref()?.get(name).map(|value| value.as_str())
+}
