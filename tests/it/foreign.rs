@@ -21,7 +21,8 @@ pub fn tool(name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("'{name}' is missing: run script/bootstrap --test"))
 }
 
-fn python() -> PathBuf {
+/// The Python that has the client.
+pub fn python() -> PathBuf {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools/python/bin/python");
     assert!(own.exists(), "the Python client is missing: run script/bootstrap --test");
     own

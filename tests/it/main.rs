@@ -21,6 +21,7 @@ mod docs;
 mod drain;
 mod enqueue;
 mod events;
+mod examples;
 mod failover;
 mod files;
 mod foreign;

@@ -1,0 +1,127 @@
+//! The examples in other languages do what they say, with the real official clients against the real service.
+
+use std::{path::PathBuf, process::Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+};
+
+use crate::{
+    foreign::{python, tool},
+    harness::{PATIENCE, Running, start, until},
+};
+
+fn example(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples").join(path)
+}
+
+/// A program with the variables that all examples read.
+fn command(service: &Running, program: PathBuf, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    let tools = tool("nats").parent().unwrap().display().to_string();
+    let path = format!("{tools}:{}", std::env::var("PATH").unwrap_or_default());
+    command.args(arguments).env("NATS_URL", &service.config.nats.url).env("QUEUE_PREFIX", &service.config.nats.prefix);
+    command.env("PATH", path).env("XDG_CONFIG_HOME", std::env::temp_dir()).kill_on_drop(true);
+    command
+}
+
+/// A handler that runs until it is told to stop.
+struct Handler(Child);
+
+impl Handler {
+    async fn start(mut command: Command, ready: &str) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let wait = async {
+            while let Some(line) = lines.next_line().await.unwrap() {
+                if line.contains(ready) {
+                    return;
+                }
+            }
+            panic!("the handler has ended");
+        };
+        tokio::time::timeout(PATIENCE, wait).await.expect("the handler is not ready");
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        Self(child)
+    }
+
+    /// Asks it to end, and demands that it does so in good order.
+    async fn stop(mut self) {
+        kill_process(Pid::from_raw(self.0.id().unwrap() as i32).unwrap(), Signal::TERM).unwrap();
+        let ended = tokio::time::timeout(PATIENCE, self.0.wait()).await.expect("the handler goes on").unwrap();
+        assert!(ended.success(), "{ended}");
+    }
+}
+
+/// Exit code and what was printed.
+async fn output(mut command: Command) -> (i32, Value, String) {
+    let output = tokio::time::timeout(PATIENCE * 2, command.output()).await.expect("the client does not end").unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    (output.status.code().unwrap(), serde_json::from_str(&out).unwrap_or_default(), err.into_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_python_handler_needs_no_configuration_and_can_do_all_that_the_protocol_has() {
+    let (_place, service) = start().await;
+    let script = example("python/handler.py").display().to_string();
+    let handler = Handler::start(command(&service, python(), &[&script]), "ready").await;
+    let client = example("python/client.py").display().to_string();
+    let run = async |payload: Value| {
+        output(command(&service, python(), &[&client, "word-count", &payload.to_string()])).await
+    };
+    let (code, result, told) = run(json!({"texts": ["to be or", "not to be"]})).await;
+    assert_eq!((code, &result["words"]), (0, &json!(6)), "{told}");
+    let (code, result, told) = run(json!({"texts": ["one two", "busy"]})).await;
+    // The first text was counted in the first attempt, and kept.
+    assert_eq!((code, result), (0, json!({"words": 3, "attempt": 2})), "{told}");
+    let (code, result, told) = run(json!({"texts": ["one", ""]})).await;
+    assert_eq!((code, result), (1, json!({"error": "422: text 1 is empty"})), "{told}");
+    let (code, _, told) = run(json!({"texts": "none"})).await;
+    assert!(code == 2 && told.contains("invalid_payload"), "{told}");
+
+    let slow = json!({"type": "word-count", "payload": {"texts": vec!["x"; 100], "pauseMs": 200}});
+    let id = service.enqueue(slow).await;
+    until(|| async { (service.job(&id).await["progress"]["percent"].as_f64() > Some(0.0)).then_some(()) }).await;
+    service.call("cancelJob", json!({"jobId": id})).await;
+    assert_eq!(service.finished(&id).await["status"], "cancelled");
+    handler.stop().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_python_pull_worker_fetches_its_work_and_gives_none_up_when_it_stops() {
+    let (_place, service) = start().await;
+    service.call("registerType", json!({"type": "square", "handler": "pull"})).await;
+    let script = example("python/puller.py").display().to_string();
+    let worker = Handler::start(command(&service, python(), &[&script]), "fetching").await;
+    let mut ids = Vec::new();
+    for n in 0..20 {
+        ids.push(service.enqueue(json!({"type": "square", "payload": {"n": n, "pauseMs": 10}})).await);
+    }
+    for (n, id) in ids.iter().enumerate() {
+        let job = service.finished(id).await;
+        assert_eq!((&job["result"], &job["attempts"]), (&json!(n * n), &json!(1)), "{job}");
+    }
+    let failing = service.enqueue(json!({"type": "square", "payload": {"n": "x"}, "maxAttempts": 1})).await;
+    assert!(service.finished(&failing).await["error"].as_str().unwrap().contains("TypeError"));
+    worker.stop().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shell_can_hand_work_in_and_do_it() {
+    let (_place, service) = start().await;
+    service.call("registerType", json!({"type": "shout", "handler": "nats"})).await;
+    let mut handler = command(&service, example("shell/handler.sh"), &[]);
+    let mut handler = handler.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let (code, job, told) =
+        output(command(&service, example("shell/client.sh"), &["shout", r#"{"text": "hello"}"#])).await;
+    assert_eq!((code, &job["status"], &job["result"]), (0, &json!("completed"), &json!("HELLO!")), "{told}");
+    let (code, ..) = output(command(&service, example("shell/client.sh"), &["nobody-does-this", "{}"])).await;
+    assert_eq!(code, 2);
+    handler.kill().await.unwrap();
+    service.stop().await;
+}
