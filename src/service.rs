@@ -90,7 +90,7 @@ impl Service {
     ) -> Result<Self, Error> {
         let config = Arc::new(config);
         let store = Store::open(&config.database)?;
-        let broker = Broker::connect(&config.nats, config.background.ack_wait).await?;
+        let broker = Broker::connect(&config.nats, &config.background).await?;
         let publisher = Publisher::start(broker.jetstream.clone()).await?;
         let builtin = faults::with_misbehaviour(Registry::builtin(&config, store.reads().clone())?)?;
         let registry = add_types(builtin)?;

@@ -49,6 +49,7 @@ pub struct Broker {
 pub(crate) struct Settings {
     pub replicas: u8,
     pub ack_wait: Duration,
+    pub max_unanswered: usize,
     pub store_bytes: u64,
 }
 
@@ -96,12 +97,17 @@ impl Broker {
     ///
     /// # Errors
     /// Settings that can't be used: a file that can't be read, an URL that is none.
-    pub async fn connect(config: &config::Nats, ack_wait: Duration) -> Result<Self, Error> {
+    pub async fn connect(config: &config::Nats, background: &config::Background) -> Result<Self, Error> {
         Ok(Self {
             rpc: connect(config, "queue-service rpc").await?,
             jetstream: connect(config, "queue-service jetstream").await?,
             subjects: Subjects::new(&config.prefix),
-            settings: Settings { replicas: config.replicas, ack_wait, store_bytes: config.store.as_u64() },
+            settings: Settings {
+                replicas: config.replicas,
+                ack_wait: background.ack_wait,
+                max_unanswered: background.max_unanswered,
+                store_bytes: config.store.as_u64(),
+            },
             incarnation: Arc::default(),
         })
     }

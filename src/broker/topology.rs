@@ -195,6 +195,7 @@ impl Broker {
         config["durable_name"] = json!(name);
         config["name"] = json!(name);
         config["filter_subject"] = json!(filter);
+        config["max_ack_pending"] = json!(self.settings.max_unanswered);
         config["ack_wait"] = json!(self.settings.ack_wait.as_nanos() as u64);
         Ok(config)
     }

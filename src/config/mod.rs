@@ -104,6 +104,10 @@ impl Config {
             (1..=1000).contains(&self.worker.batch) && self.worker.concurrency >= 1,
             "worker.batch must be 1 to 1000 and worker.concurrency at least 1".into(),
         );
+        need(
+            (10..=1_000_000).contains(&self.background.max_unanswered),
+            "background.max_unanswered must be 10 to 1000000".into(),
+        );
         need(self.worker.lease >= Duration::from_millis(300), "worker.lease must be at least 300ms".into());
         need(matches!(self.nats.replicas, 1 | 3 | 5), "nats.replicas must be 1, 3 or 5".into());
         need(self.nats.store >= ByteSize::mib(16), "nats.store must be at least 16MiB".into());

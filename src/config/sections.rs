@@ -400,6 +400,9 @@ pub struct Background {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
     pub ack_wait: Duration,
+    /// Messages of one lane that may be unanswered at a time, over all processes: jobs that run, and jobs that wait for their
+    /// next attempt. When half of it is used, further ones wait in Postgres instead.
+    pub max_unanswered: usize,
 }
 
 impl Default for Background {
@@ -410,6 +413,7 @@ impl Default for Background {
             overdue: Duration::from_secs(60),
             publish_grace: Duration::from_secs(5),
             ack_wait: Duration::from_secs(30),
+            max_unanswered: 50_000,
         }
     }
 }

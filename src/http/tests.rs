@@ -32,7 +32,7 @@ async fn lonely(http: config::Http) -> Lonely {
     let config = Arc::new(config);
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let store = Store::open(&config.database).unwrap();
-    let broker = Broker::connect(&config.nats, Duration::from_secs(30)).await.unwrap();
+    let broker = Broker::connect(&config.nats, &config.background).await.unwrap();
     let publisher = Publisher::start(broker.jetstream.clone()).await.unwrap();
     let callers = Callers::new(&store, &broker, &config, "lonely").unwrap();
     let types = Types::new(config.clone(), &Registry::default(), callers).unwrap();

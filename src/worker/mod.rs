@@ -10,6 +10,7 @@ mod puller;
 pub(crate) mod run;
 mod running;
 mod slots;
+mod unanswered;
 
 use std::{
     sync::{Arc, atomic::AtomicBool},

@@ -8,7 +8,7 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Shared, run, slots::Slots};
+use super::{Shared, run, slots::Slots, unanswered::Unanswered};
 use crate::{
     broker::pull::{Delivery, LanePull},
     job::Lane,
@@ -17,6 +17,8 @@ use crate::{
 
 /// How long a message may wait here for a slot before another worker shall have it.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How often the broker is asked how many messages are unanswered.
+const LOOK: Duration = Duration::from_secs(2);
 /// Every so many starts the normal lane goes first, and every twice as many the low one, so that none starves.
 const SHARE: u64 = 10;
 
@@ -24,6 +26,7 @@ pub(crate) struct Puller {
     shared: Arc<Shared>,
     known: Arc<Known>,
     slots: Slots,
+    unanswered: Arc<Unanswered>,
     lanes: [LanePull; 3],
     waiting: [VecDeque<Delivery>; 3],
     started: u64,
@@ -47,6 +50,7 @@ impl Puller {
         ];
         Ok(Self {
             slots: Slots::new(known.settings.concurrency),
+            unanswered: Arc::new(Unanswered::new(shared.deps.config.background.max_unanswered)),
             known,
             lanes,
             waiting: Default::default(),
@@ -59,6 +63,7 @@ impl Puller {
 
     pub async fn work(mut self) {
         let mut tick = tokio::time::interval(Duration::from_millis(500));
+        let looks = tokio::spawn(looks(self.shared.clone(), self.known.clone(), self.unanswered.clone()));
         let mut types = self.shared.deps.types.changes();
         let mut is_paused = false;
         types.mark_changed();
@@ -82,6 +87,7 @@ impl Puller {
                 }
             }
         }
+        looks.abort();
         self.give_back().await;
     }
 
@@ -94,7 +100,13 @@ impl Puller {
             let Some(delivery) = self.pick() else { return };
             // Not on the tracker of the batchers: that is waited for after the last run has ended. Boxed, since tokio
             // copies a task's future at every change of its state, and this one has some kilobytes.
-            tokio::spawn(Box::pin(run::carry_out(self.shared.clone(), self.known.clone(), delivery, place)));
+            tokio::spawn(Box::pin(run::carry_out(
+                self.shared.clone(),
+                self.known.clone(),
+                self.unanswered.clone(),
+                delivery,
+                place,
+            )));
         }
         self.full_since = None;
     }
@@ -150,5 +162,14 @@ impl Puller {
         for delivery in self.waiting.iter_mut().flat_map(|queue| queue.drain(..)) {
             delivery.split().1.nak(&self.shared.deps.broker, Duration::ZERO).await;
         }
+    }
+}
+
+/// Asks the broker now and then how much it waits for.
+async fn looks(shared: Arc<Shared>, known: Arc<Known>, unanswered: Arc<Unanswered>) {
+    let mut tick = tokio::time::interval(LOOK);
+    loop {
+        tick.tick().await;
+        unanswered.look(&shared.deps.broker, known.name()).await;
     }
 }

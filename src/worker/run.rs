@@ -14,6 +14,7 @@ use super::{
     Shared,
     running::{Run, StopCause},
     slots::{Place, Slot},
+    unanswered::Unanswered,
 };
 use crate::{
     broker::{
@@ -46,7 +47,13 @@ const NEXT_SUSPECT: Duration = Duration::from_millis(500);
 const TURN: Duration = Duration::from_secs(1);
 
 /// Carries out what a message asks for. Returns when it is answered, or when it must not be.
-pub(crate) async fn carry_out(shared: Arc<Shared>, known: Arc<Known>, delivery: Delivery, place: Place) {
+pub(crate) async fn carry_out(
+    shared: Arc<Shared>,
+    known: Arc<Known>,
+    unanswered: Arc<Unanswered>,
+    delivery: Delivery,
+    place: Place,
+) {
     let broker = &shared.deps.broker;
     let (wake_up, ack) = delivery.split();
     let Ok(wake_up) = wake_up else {
@@ -55,12 +62,12 @@ pub(crate) async fn carry_out(shared: Arc<Shared>, known: Arc<Known>, delivery: 
     };
     let run = Arc::new(Run::new(wake_up.id, wake_up.job_type.clone(), ack));
     let key = shared.running.add(run.clone());
-    carry_out_tracked(&shared, &known, &run, place).await;
+    carry_out_tracked(&shared, &known, &unanswered, &run, place).await;
     run.let_go();
     shared.running.remove(key);
 }
 
-async fn carry_out_tracked(shared: &Arc<Shared>, known: &Known, run: &Arc<Run>, place: Place) {
+async fn carry_out_tracked(shared: &Arc<Shared>, known: &Known, unanswered: &Unanswered, run: &Arc<Run>, place: Place) {
     let broker = &shared.deps.broker;
     if shared.draining.load(Ordering::SeqCst) {
         run.let_go();
@@ -103,9 +110,14 @@ async fn carry_out_tracked(shared: &Arc<Shared>, known: &Known, run: &Arc<Run>, 
     super::running::write_notes_of(shared, run).await;
     let verdict = settle(attempt, job.max_attempts as u16, &known.settings.retry, outcome, rand::random());
     let told = News::of(&verdict);
+    let in_outbox = |delay: Duration| delay > LONGEST_NAK || !delay.is_zero() && unanswered.runs_short(job.lane());
     let (wake_up, delay) = match &verdict {
-        Verdict::Retry { delay, .. } | Verdict::HandBack { delay } if *delay > LONGEST_NAK => (WakeUp::Outbox, *delay),
-        Verdict::Retry { delay, .. } | Verdict::HandBack { delay } => (WakeUp::NotNeeded, *delay),
+        Verdict::Retry { delay, .. } | Verdict::HandBack { delay } if in_outbox(*delay) => (WakeUp::Outbox, *delay),
+        Verdict::Retry { delay, .. } | Verdict::HandBack { delay } => {
+            // Now and not when it is recorded: those that are recorded together would not know of one another.
+            unanswered.note(job.lane());
+            (WakeUp::NotNeeded, *delay)
+        }
         Verdict::Complete { .. } | Verdict::DeadLetter { .. } | Verdict::Cancel => (WakeUp::NotNeeded, Duration::ZERO),
     };
     let settlement = Settlement { id: job.id, run: job.run, verdict, wake_up };

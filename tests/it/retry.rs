@@ -5,7 +5,7 @@ use std::time::Duration;
 use queue_service::{config::TypeOverrides, job::RetryPolicy};
 use serde_json::{Value, json};
 
-use crate::harness::{Place, Running, millis_between, start, time};
+use crate::harness::{Place, Running, millis_between, start, time, until};
 
 /// The events of a job that fails all its attempts.
 async fn story_of_failing(service: &Running, request: Value) -> (Value, Vec<Value>) {
@@ -205,5 +205,30 @@ async fn a_handler_that_blocks_its_thread_holds_up_nobody_else() {
     service.finished(&other).await;
     assert!(began.elapsed() < Duration::from_millis(650), "{:?}", began.elapsed());
     assert_eq!(service.finished(&blocking).await["status"], "completed");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_that_wait_for_their_next_attempt_keep_no_new_ones_from_starting() {
+    let mut place = Place::new().await;
+    // The broker gives out no more than this, unless some of it is answered.
+    place.config.background.max_unanswered = 20;
+    place.config.retry.base = Duration::from_secs(600);
+    place.config.retry.max = Duration::from_secs(600);
+    let service = place.start().await;
+    let failing = json!({"jobs": vec![json!({"type": "probe", "payload": {"fail": 1}}); 100]});
+    let accepted = service.call("enqueueMany", failing).await;
+    let ids: Vec<&str> = accepted["results"].as_array().unwrap().iter().map(|r| r["jobId"].as_str().unwrap()).collect();
+    for id in &ids {
+        until(|| async { (service.job(id).await["attempts"] == 1).then_some(()) }).await;
+    }
+    let id = service.probe(json!({})).await;
+    assert_eq!(service.finished(&id).await["status"], "completed");
+    // Those that wait in Postgres come as well, by way of the outbox, when they are due.
+    let waiting: i64 = sqlx::query_scalar("SELECT sum(cardinality(job_ids)) FROM outbox WHERE publish_at > now()")
+        .fetch_one(&place.database().await)
+        .await
+        .unwrap();
+    assert!((80..=95).contains(&waiting), "{waiting} wait in the outbox");
     service.stop().await;
 }
