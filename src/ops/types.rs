@@ -49,7 +49,10 @@ impl Ops {
         let text = String::from_utf8_lossy(body);
         self.store.define_type(&name, &text, false).await?;
         let now = self.refresh_types().await?;
-        // Its consumers come with the next look at the types, here or elsewhere; jobs are taken meanwhile.
+        // So that its first job need not wait for them. A broker that is away gets them with the next look at the streams.
+        if let Err(e) = self.broker.ensure_consumers(&name).await {
+            tracing::debug!("the consumers of '{name}' come later: {e}");
+        }
         self.broker.signal_types_changed(&name).await;
         let known =
             now.get(&name).ok_or_else(|| ApiError::unavailable("somebody removed the type at the same time"))?;
