@@ -38,6 +38,9 @@ async fn a_registered_type_is_known_to_all_replicas_and_across_restarts() {
     let info = first.call("registerType", thumbnail()).await;
     insta::assert_json_snapshot!("registered", info);
     assert_eq!(first.call("registerType.thumbnail", thumbnail()).await, info, "a repetition changed something");
+    // Its first job need not wait for the consumers.
+    let stream = first.stream("background-jobs").await;
+    stream.consumer_info("thumbnail-normal").await.unwrap();
     let job = json!({"type": "thumbnail", "payload": {"image": "s3://a"}});
     first.enqueue(job.clone()).await;
     // The other replica is told, and need not be waited for long.
