@@ -14,8 +14,7 @@ use crate::{
         publish::Outgoing,
         pull::{AckHandle, LanePull},
     },
-    job::JobType,
-    ops::{ApiError, Code, Ops},
+    ops::{ApiError, Code, EnqueueOptions, Ops},
 };
 
 /// Messages that are being taken in at the same time.
@@ -87,7 +86,7 @@ async fn take_in(ops: &Ops, message: &Message, ack: &AckHandle) {
 
 async fn enqueue(ops: &Ops, message: &Message, ack: &AckHandle) -> Result<(), ApiError> {
     let token = message.subject.rsplit('.').next().unwrap_or_default();
-    let scope = JobType::new(token).map_err(|_| ops.unknown_type(token))?;
+    let scope = ops.type_named(token)?;
     let id = match header(message, "Nats-Msg-Id") {
         Some(id) if (1..=ID_MAX).contains(&id.chars().count()) => id.to_owned(),
         Some(_) => {
@@ -95,9 +94,15 @@ async fn enqueue(ops: &Ops, message: &Message, ack: &AckHandle) -> Result<(), Ap
             return Err(ApiError::new(Code::InvalidRequest, detail));
         }
         // Its place in the stream: also a redelivery is the same message.
-        None => format!("{}/{}", ops.broker.inbox_life(), ack.stream_sequence().unwrap_or_default()),
+        None => place(ops, ack),
     };
-    ops.take_in(&scope, &message.payload, &id).await
+    let options = EnqueueOptions { message_id: Some(&id), ..EnqueueOptions::default() };
+    ops.enqueue(Some(&scope), &message.payload, options).await.map(|_| ())
+}
+
+/// Where a message stands in the inbox, and no other one ever.
+fn place(ops: &Ops, ack: &AckHandle) -> String {
+    format!("{}/{}", ops.broker.inbox_life(), ack.stream_sequence().unwrap_or_default())
 }
 
 /// Keeps a bad message, with the reason. `false`: the broker has not acknowledged it.
@@ -116,12 +121,8 @@ async fn set_aside(ops: &Ops, message: &Message, ack: &AckHandle, refused: &ApiE
         }
         false => message.payload.clone(),
     };
-    let outgoing = Outgoing {
-        subject: broker.subjects.inbox_dead_letter(token),
-        message_id: format!("{}/{}", broker.inbox_life(), ack.stream_sequence().unwrap_or_default()),
-        headers,
-        body,
-    };
+    let outgoing =
+        Outgoing { subject: broker.subjects.inbox_dead_letter(token), message_id: place(ops, ack), headers, body };
     ops.publisher.publish(vec![outgoing]).await == [true]
 }
 

@@ -211,8 +211,8 @@ impl Start {
             return Ok(None);
         };
         migrated?;
-        // Best before the first job is asked for; the duty goes on trying.
-        let _ = cancelled.run_until_cancelled(background::types::run_once(&self.deps)).await;
+        // Best before the first job is asked for, and before the consumers are made; the duty goes on trying.
+        let _ = cancelled.run_until_cancelled(background::types::refresh(&self.deps)).await;
         // So that whoever is told that all is ready finds the streams. A broker that is away is not waited for: the duty
         // makes them when it is back.
         let topology = background::Topology::new(self.deps.clone());

@@ -1,6 +1,6 @@
 //! Keeps the live list of types as the database has it: told by signals, and read every few seconds in case one got lost.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
@@ -27,16 +27,29 @@ pub(super) async fn work(deps: Deps, stop: CancellationToken) {
 }
 
 /// Takes over what the database has, and sees that new types have their consumers.
-pub(crate) async fn run_once(deps: &Deps) -> Result<(), Error> {
+pub(super) async fn run_once(deps: &Deps) -> Result<(), Error> {
     let before = deps.types.now();
-    deps.types.replace(deps.store.types().await?);
+    refresh(deps).await?;
     let now = deps.types.now();
-    let known: Vec<_> = now.iter().map(|known| (known.name(), known.settings.retry.max_attempts)).collect();
-    deps.store.note_known_types(&known).await?;
     let new: Vec<&JobType> =
         now.iter().map(|known| &known.handler.job_type).filter(|name| before.get(name.as_str()).is_none()).collect();
     for job_type in new {
         deps.broker.ensure_consumers(job_type.as_str()).await?;
+    }
+    Ok(())
+}
+
+/// Takes over what the database has, and notes there what it does not know of our types.
+pub(crate) async fn refresh(deps: &Deps) -> Result<(), Error> {
+    let rows = deps.store.types().await?;
+    let noted: HashMap<String, i16> =
+        rows.iter().filter_map(|row| Some((row.name.clone(), row.max_attempts?))).collect();
+    deps.types.replace(rows);
+    let now = deps.types.now();
+    let known = now.iter().map(|known| (known.name(), known.settings.retry.max_attempts));
+    let news: Vec<_> = known.filter(|(name, n)| noted.get(*name) != Some(&(*n as i16))).collect();
+    if !news.is_empty() {
+        deps.store.note_known_types(&news).await?;
     }
     Ok(())
 }

@@ -63,9 +63,19 @@ pub struct AckHandle {
 }
 
 impl LanePull {
+    /// One for each lane of a type, from the highest on.
+    ///
     /// # Errors
     /// The client is closed.
-    pub async fn open(broker: &Broker, job_type: &str, lane: Lane) -> Result<Self, async_nats::SubscribeError> {
+    pub async fn open_all(broker: &Broker, job_type: &str) -> Result<[Self; 3], async_nats::SubscribeError> {
+        Ok([
+            Self::open(broker, job_type, Lane::High).await?,
+            Self::open(broker, job_type, Lane::Normal).await?,
+            Self::open(broker, job_type, Lane::Low).await?,
+        ])
+    }
+
+    async fn open(broker: &Broker, job_type: &str, lane: Lane) -> Result<Self, async_nats::SubscribeError> {
         let (stream, name) = (broker.subjects.jobs_stream(), Subjects::consumer(job_type, lane));
         Self::on(broker, format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"), lane).await
     }

@@ -30,6 +30,21 @@ pub struct Progress {
     pub message: Option<String>,
 }
 
+impl Progress {
+    /// With `percent` held between 0 and 100, and the message fit to be stored; an empty one is none.
+    pub(crate) fn cleaned(percent: f64, message: String) -> Self {
+        let percent = if percent.is_finite() { percent.clamp(0.0, 100.0) } else { 0.0 };
+        let message = clean(message);
+        debug_assert!(message.len() <= MESSAGE_MAX + 32);
+        Self { percent, message: Some(message).filter(|m| !m.is_empty()) }
+    }
+}
+
+/// Whether a checkpoint can be stored. NUL can't; a checkpoint that holds one is dropped rather than the run failed.
+pub(crate) fn can_be_kept(checkpoint: &RawValue) -> bool {
+    checkpoint.get().len() <= CHECKPOINT_MAX && !checkpoint.get().contains("\\u0000")
+}
+
 /// Handed to a handler for one run.
 #[derive(Clone)]
 pub struct RunContext {
@@ -102,18 +117,14 @@ impl RunContext {
 
     /// Tells how far the run has come; `percent` is held between 0 and 100.
     pub fn progress(&self, percent: f64, message: impl Into<String>) {
-        let percent = if percent.is_finite() { percent.clamp(0.0, 100.0) } else { 0.0 };
-        let message = clean(message.into());
-        debug_assert!(message.len() <= MESSAGE_MAX + 32);
-        let mut fresh = self.notes.fresh.lock().unwrap_or_else(PoisonError::into_inner);
-        fresh.progress = Some(Progress { percent, message: Some(message).filter(|m| !m.is_empty()) });
+        let progress = Progress::cleaned(percent, message.into());
+        self.notes.fresh.lock().unwrap_or_else(PoisonError::into_inner).progress = Some(progress);
     }
 
     /// Keeps `value` for the next attempt, should this one be cut off. At most [`CHECKPOINT_MAX`] bytes of JSON.
     pub fn checkpoint<T: Serialize>(&self, value: &T) {
         match serde_json::value::to_raw_value(value) {
-            // NUL can't be stored; a checkpoint that holds one is dropped rather than the run failed.
-            Ok(raw) if raw.get().len() <= CHECKPOINT_MAX && !raw.get().contains("\\u0000") => {
+            Ok(raw) if can_be_kept(&raw) => {
                 let raw: Arc<RawValue> = Arc::from(raw);
                 *self.notes.checkpoint.lock().unwrap_or_else(PoisonError::into_inner) = Some(raw.clone());
                 self.notes.fresh.lock().unwrap_or_else(PoisonError::into_inner).checkpoint = Some(raw);

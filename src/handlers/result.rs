@@ -5,12 +5,16 @@ use serde_json::{Value, value::RawValue};
 use super::AnyHandler;
 use crate::job::{Failure, Outcome, json};
 
+/// What a result of `size` bytes means where `max` are allowed; `None`: it is not too large.
+pub(crate) fn too_large(size: usize, max: u64) -> Option<Failure> {
+    let message = || format!("result_too_large: the result has {size} bytes, the limit is {max} bytes");
+    (size as u64 > max).then(|| Failure::permanent(message()))
+}
+
 /// The outcome of a run that ended with this result. `max`: largest result, in bytes.
 pub(crate) fn accept(handler: &AnyHandler, result: Box<RawValue>, max: u64) -> Outcome {
-    if result.get().len() as u64 > max {
-        let message =
-            format!("result_too_large: the result has {} bytes, the limit is {max} bytes", result.get().len());
-        return Outcome::Failed(Failure::permanent(message));
+    if let Some(failure) = too_large(result.get().len(), max) {
+        return Outcome::Failed(failure);
     }
     let faults = handler.check_result(&result);
     if let Some((pointer, fault)) = faults.0.first() {

@@ -57,7 +57,7 @@ async fn enqueue(State(door): State<Arc<Door>>, RawQuery(q): RawQuery, headers: 
     query::none(q.as_deref())?;
     let limit = LIKE_RPC.max(door.payload_limit + ENVELOPE);
     let body = door.bodies.read(&headers, body, limit).await?;
-    let options = EnqueueOptions { idempotency_key: idempotency_key(&headers)? };
+    let options = EnqueueOptions { idempotency_key: idempotency_key(&headers)?, ..EnqueueOptions::default() };
     let reply = door.ops.enqueue(None, &body.bytes, options).await?;
     let status = if reply.duplicate { StatusCode::OK } else { StatusCode::CREATED };
     let mut response = json(status, &reply)?;

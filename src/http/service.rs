@@ -17,10 +17,7 @@ use super::{
     query::{self, Segment},
     refusal::{Answer, json},
 };
-use crate::{
-    job::JobType,
-    ops::{HealthStatus, Verb, wire::TypeRequest},
-};
+use crate::ops::{HealthStatus, Verb, wire::TypeRequest};
 
 /// Largest definition of a type: two schemas, and some more.
 const MAX_DEFINITION: usize = 256 * 1024;
@@ -51,7 +48,7 @@ async fn types(State(door): State<Arc<Door>>, RawQuery(q): RawQuery) -> Answer {
 
 async fn one_type(State(door): State<Arc<Door>>, Segment(name): Segment, RawQuery(q): RawQuery) -> Answer {
     query::none(q.as_deref())?;
-    let job_type = JobType::new(&*name).map_err(|_| door.ops.unknown_type(&name))?;
+    let job_type = door.ops.type_named(&name)?;
     let found = door.ops.list_types(Some(&job_type)).await?.types.pop();
     json(StatusCode::OK, &found.ok_or_else(|| door.ops.unknown_type(&name))?)
 }
@@ -64,7 +61,7 @@ async fn register(
     body: Body,
 ) -> Answer {
     query::none(q.as_deref())?;
-    let job_type = JobType::new(&*name).map_err(|_| door.ops.unknown_type(&name))?;
+    let job_type = door.ops.type_named(&name)?;
     let body = door.bodies.read(&headers, body, MAX_DEFINITION).await?;
     json(StatusCode::OK, &door.ops.register_type(Some(&job_type), &body.bytes).await?)
 }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     config::TIMEOUT_RANGE,
-    job::{JobType, Priority, Status, json, model::JobId},
+    job::{Priority, Status, json, model::JobId},
     store::enqueue::{Due, Enqueued, Key, NewJob},
 };
 
@@ -33,6 +33,8 @@ const MAX_AHEAD: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 pub struct EnqueueOptions<'a> {
     /// From the header `Idempotency-Key`.
     pub idempotency_key: Option<&'a str>,
+    /// Of a job that was handed in by publishing alone: it is one job per message id, unless it has a key of its own.
+    pub(crate) message_id: Option<&'a str>,
 }
 
 impl Ops {
@@ -57,34 +59,6 @@ impl Ops {
         let id = job.id;
         let mut outcomes = self.intake.submit(vec![job]).await?;
         reply(id, outcomes.pop().unwrap_or_else(|| Err(ApiError::unavailable("the intake gave no answer")))?)
-    }
-
-    /// Takes one job that was handed in by publishing alone, once per `message_id`.
-    ///
-    /// # Errors
-    /// The refusal; nothing was written then.
-    pub(crate) async fn take_in(&self, scope: &JobType, body: &[u8], message_id: &str) -> Result<(), ApiError> {
-        let mut request: EnqueueRequest = {
-            json::check_object(body).map_err(input::broken_rule)?;
-            input::decode(body)?
-        };
-        request.r#type.get_or_insert_with(|| scope.to_string());
-        let mut job = match self.check(Some(scope), body, EnqueueOptions::default()) {
-            Err(refused) if refused.code == Code::UnknownType => {
-                self.types.search().await;
-                self.check(Some(scope), body, EnqueueOptions::default())?
-            }
-            checked => checked?,
-        };
-        // A key of the caller's own holds as it does elsewhere.
-        job.key.get_or_insert_with(|| Key {
-            content_hash: content_hash(&request, scope.as_str()),
-            text: format!("{INTERNAL_KEY}inbox:{message_id}"),
-        });
-        let id = job.id;
-        let mut outcomes = self.intake.submit(vec![job]).await?;
-        let outcome = outcomes.pop().unwrap_or_else(|| Err(ApiError::unavailable("the intake gave no answer")))?;
-        reply(id, outcome).map(|_| ())
     }
 
     /// Takes up to [`MAX_BULK`] jobs, each judged by itself; the good ones are kept when others are bad.
@@ -158,6 +132,8 @@ impl Ops {
             Some(n) => n,
             None => known.settings.retry.max_attempts,
         };
+        let message = options.message_id.map(|id| format!("{INTERNAL_KEY}inbox:{id}"));
+        let key = job.key.or(message);
         Ok(NewJob {
             id: uuid::Uuid::now_v7(),
             job_type: handler.job_type.clone(),
@@ -165,7 +141,7 @@ impl Ops {
             max_attempts,
             timeout: job.timeout,
             due: job.due,
-            key: job.key.map(|text| Key { content_hash: content_hash(&request, handler.job_type.as_str()), text }),
+            key: key.map(|text| Key { content_hash: content_hash(&request, handler.job_type.as_str()), text }),
             tags: request.tags.unwrap_or_default(),
             payload: request.payload,
         })

@@ -96,12 +96,11 @@ impl Ops {
     fn handlers(&self) -> Option<Check> {
         let types = self.types.now();
         types.iter().find(|known| matches!(known.handler.work, Work::Nats | Work::Http))?;
-        let away: Vec<&str> =
-            types.unattended.iter().map(String::as_str).filter(|name| types.get(name).is_some()).collect();
+        let away = &types.unattended;
         if away.is_empty() {
             return Some(check(HealthStatus::Ok, "all that were needed answer"));
         }
-        let named = away.iter().take(10).copied().collect::<Vec<_>>().join(", ");
+        let named = away.iter().take(10).map(String::as_str).collect::<Vec<_>>().join(", ");
         let more = if away.len() > 10 { ", …" } else { "" };
         let detail = format!("nobody answers for {named}{more}: start their handlers; their jobs wait");
         Some(check(HealthStatus::Degraded, detail))

@@ -19,9 +19,14 @@ use crate::{
 /// # Errors
 /// `invalid_json` for what is no JSON, `invalid_payload` for a broken rule below `/payload`, else `invalid_request`.
 pub fn parse<T: DeserializeOwned + JsonSchema>(body: &[u8]) -> Result<T, ApiError> {
+    decode(object(body)?)
+}
+
+/// A body that is an object by the general rules. An empty one counts as `{}`.
+fn object(body: &[u8]) -> Result<&[u8], ApiError> {
     let body = if body.iter().all(u8::is_ascii_whitespace) { b"{}" } else { body };
     json::check_object(body).map_err(broken_rule)?;
-    decode(body)
+    Ok(body)
 }
 
 /// Decodes an object that has passed the general rules, or is checked for them in parts later.
@@ -80,18 +85,16 @@ pub fn parse_with<T: DeserializeOwned + JsonSchema>(
     field: &str,
     value: serde_json::Value,
 ) -> Result<T, ApiError> {
-    let body = if body.iter().all(u8::is_ascii_whitespace) { b"{}" } else { body };
-    json::check_object(body).map_err(broken_rule)?;
-    let mut object: std::collections::BTreeMap<String, Box<serde_json::value::RawValue>> =
-        serde_json::from_slice(body).map_err(|e| ApiError::new(Code::InvalidJson, e.to_string()))?;
+    let mut fields: std::collections::BTreeMap<String, Box<serde_json::value::RawValue>> =
+        serde_json::from_slice(object(body)?).map_err(|e| ApiError::new(Code::InvalidJson, e.to_string()))?;
     let raw = serde_json::value::to_raw_value(&value).map_err(|e| ApiError::internal(&e))?;
-    match object.get(field) {
+    match fields.get(field) {
         Some(said) if serde_json::from_str::<serde_json::Value>(said.get()).ok().as_ref() != Some(&value) => {
             return Err(ApiError::fault(Code::InvalidRequest, format!("/{field}"), "differs from the path"));
         }
-        _ => object.insert(field.to_owned(), raw),
+        _ => fields.insert(field.to_owned(), raw),
     };
-    decode(&serde_json::to_vec(&object).map_err(|e| ApiError::internal(&e))?)
+    decode(&serde_json::to_vec(&fields).map_err(|e| ApiError::internal(&e))?)
 }
 
 /// `{"jobId": …}`, or the bare id as text.

@@ -15,6 +15,7 @@ pub(crate) mod lost;
 pub(crate) mod news;
 mod retry;
 mod schema;
+pub(crate) mod signs;
 mod stats;
 mod types;
 mod wait;

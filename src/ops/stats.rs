@@ -15,9 +15,8 @@ impl Ops {
         let (counts, oldest) = tokio::try_join!(self.store.counts(), oldest)?;
         let counts = counts.into_iter().filter(|(name, ..)| scope.is_none_or(|scope| scope.as_str() == name));
         let types = self.types.now();
-        let mut unattended: Vec<String> = types.unattended.iter().cloned().collect();
-        unattended.retain(|name| types.get(name).is_some() && scope.is_none_or(|scope| scope.as_str() == name));
-        Ok(Stats { unattended, ..tally(counts, oldest) })
+        let unattended = types.unattended.iter().filter(|name| scope.is_none_or(|scope| scope.as_str() == *name));
+        Ok(Stats { unattended: unattended.cloned().collect(), ..tally(counts, oldest) })
     }
 }
 

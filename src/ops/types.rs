@@ -85,6 +85,11 @@ impl Ops {
         self.types.now().get(name).cloned().ok_or_else(|| self.unknown_type(name))
     }
 
+    /// The name of a type, as a subject or a path has it. Whether there is such a type is looked up later.
+    pub(crate) fn type_named(&self, token: &str) -> Result<JobType, ApiError> {
+        JobType::new(token).map_err(|_| self.unknown_type(token))
+    }
+
     pub(crate) fn unknown_type(&self, name: &str) -> ApiError {
         let now = self.types.now();
         let known: Vec<&str> = now.iter().map(|known| known.name()).take(MAX_NAMED).collect();

@@ -13,15 +13,15 @@ use futures_util::StreamExt;
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{over_nats::said, replies::Sign, reply};
+use super::{
+    over_nats::said,
+    replies::{Sign, run_of},
+    reply,
+};
 use crate::{
-    broker::{
-        Broker,
-        events::{Event, EventState},
-    },
-    handlers::{Ended, Progress, context::CHECKPOINT_MAX},
-    job::{FailureKind, model::JobId, settle::clean},
-    ops::{Ops, error::chain, finish::Said},
+    handlers::Ended,
+    job::{FailureKind, model::JobId},
+    ops::{Ops, error::chain, finish::Said, signs},
     store::{Store, outside},
 };
 
@@ -36,10 +36,7 @@ const MANY: usize = 500;
 
 struct Late {
     ops: Ops,
-    store: Store,
-    broker: Broker,
     worker_id: String,
-    max_result: usize,
 }
 
 /// Listens until `stop`, on `tasks`.
@@ -52,17 +49,16 @@ pub async fn listen(
     stop: &CancellationToken,
     tasks: &TaskTracker,
 ) -> Result<(), SubscribeError> {
-    let (broker, store) = (ops.broker.clone(), ops.store.clone());
+    let broker = &ops.broker;
     let mut answers = broker.jetstream.queue_subscribe(broker.subjects.replies_to("*"), GROUP.to_owned()).await?;
     let mut signs = broker.jetstream.queue_subscribe(broker.subjects.all_progress(), GROUP.to_owned()).await?;
-    let max_result = ops.config.limits.result.as_u64() as usize;
-    let late = Arc::new(Late { ops: ops.clone(), store, broker, worker_id: worker_id.to_owned(), max_result });
+    let late = Arc::new(Late { ops: ops.clone(), worker_id: worker_id.to_owned() });
     let (taking, ending) = (late.clone(), Arc::new(Semaphore::new(MANY)));
     let ends = async move {
         let mut alive = Alive::default();
         while let Some(answer) = answers.next().await {
-            let Some((worker, id, run)) = parts(&answer.subject) else { continue };
-            if worker == taking.worker_id || answer.status.is_some() || alive.has(&taking.store, worker).await {
+            let Some((worker, id, run)) = run_of(&answer.subject) else { continue };
+            if worker == taking.worker_id || answer.status.is_some() || alive.has(&taking.ops.store, worker).await {
                 continue;
             }
             let Ok(turn) = ending.clone().acquire_owned().await else { return };
@@ -98,7 +94,7 @@ impl Late {
         if reply::is_of_another_run(&said, &id.to_string(), run) {
             return;
         }
-        let said = match reply::judge(&said, &answer.payload, self.max_result) {
+        let said = match reply::judge(&said, &answer.payload, self.ops.config.limits.result.as_u64() as usize) {
             Ended::Done(result) => Said::Done(Some(result)),
             Ended::Released(delay) => Said::Released { delay },
             Ended::Failed(failure) => Said::Failed {
@@ -117,70 +113,22 @@ impl Late {
         }
     }
 
-    async fn write(&self, mut signs: Vec<outside::Sign>) {
+    async fn write(&self, mut fresh: Vec<outside::Sign>) {
         // The newest one of each run says it all, and a statement must not touch a row twice.
-        signs.reverse();
+        fresh.reverse();
         let mut seen = HashSet::new();
-        signs.retain(|sign| seen.insert(sign.id));
-        let renewed = match self.store.renew(&signs, None).await {
+        fresh.retain(|sign| seen.insert(sign.id));
+        let renewed = match self.ops.store.renew(&fresh, None).await {
             Ok(renewed) => renewed,
             Err(e) => return tracing::debug!("signs of life were not written: {}", chain(&e)),
         };
-        tell(&self.broker, &signs, &renewed).await;
+        signs::tell(&self.ops.broker, &fresh, &renewed).await;
     }
-}
-
-/// Tells the progress of runs whose lease was renewed.
-pub(crate) async fn tell(broker: &Broker, signs: &[outside::Sign], renewed: &[outside::Renewed]) {
-    let mut told = Vec::new();
-    for run in renewed {
-        let sign = signs.iter().find(|sign| sign.id == run.id);
-        let progress = sign.and_then(|sign| serde_json::from_str::<Progress>(sign.progress.as_deref()?).ok());
-        told.extend(progress.map(|progress| (run, progress)));
-    }
-    let events: Vec<Event> = told
-        .iter()
-        .map(|(run, progress)| Event {
-            percent: Some(progress.percent),
-            message: progress.message.as_deref(),
-            ..Event::new(run.id, &run.job_type, EventState::Progress, run.attempt as u16, Some(&run.worker_id))
-        })
-        .collect();
-    broker.emit(&events).await;
 }
 
 fn sign(message: &Message) -> Option<outside::Sign> {
-    let id = message.subject.rsplit('.').next()?.parse().ok()?;
-    let sign: Sign = serde_json::from_slice(&message.payload).ok()?;
-    Some(of(id, sign.run, sign.percent, sign.message, sign.checkpoint.as_deref()))
-}
-
-/// A sign of life as the database takes it: cleaned, and without what is too large.
-pub(crate) fn of(
-    id: JobId,
-    run: i64,
-    percent: Option<f64>,
-    message: Option<String>,
-    checkpoint: Option<&serde_json::value::RawValue>,
-) -> outside::Sign {
-    let progress = (percent.is_some() || message.is_some()).then(|| Progress {
-        percent: percent.filter(|p| p.is_finite()).unwrap_or_default().clamp(0.0, 100.0),
-        message: message.map(clean).filter(|text| !text.is_empty()),
-    });
-    let fits = |raw: &&serde_json::value::RawValue| raw.get().len() <= CHECKPOINT_MAX && !raw.get().contains("\\u0000");
-    outside::Sign {
-        id,
-        run,
-        progress: progress.and_then(|progress| serde_json::to_string(&progress).ok()),
-        checkpoint: checkpoint.filter(fits).map(|raw| raw.get().to_owned()),
-    }
-}
-
-/// `<prefix>.reply.<worker>.<type>.<id>.<run>`.
-fn parts(subject: &str) -> Option<(&str, JobId, i64)> {
-    let mut tokens = subject.rsplit('.');
-    let (run, id, _type, worker) = (tokens.next()?, tokens.next()?, tokens.next()?, tokens.next()?);
-    Some((worker, id.parse().ok()?, run.parse().ok()?))
+    let (id, sign) = Sign::read(message)?;
+    Some(signs::of(id, sign.run, sign.percent, sign.message, sign.checkpoint.as_deref()))
 }
 
 /// Which workers are alive, asked now and then.

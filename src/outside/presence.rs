@@ -85,8 +85,7 @@ impl Presence {
     }
 }
 
-/// A second at first: the longer nobody is there the rarer it is
-/// tried.
+/// A second at first: the longer nobody is there the rarer it is tried.
 fn patience(away: Duration) -> Duration {
     (away / 4).clamp(FIRST, LONGEST)
 }

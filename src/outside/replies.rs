@@ -55,6 +55,21 @@ pub(super) struct Sign {
     pub checkpoint: Option<Box<RawValue>>,
 }
 
+impl Sign {
+    /// The job that a message is about, and what it says; `None` for what is no sign of life.
+    pub fn read(message: &Message) -> Option<(JobId, Self)> {
+        let id = message.subject.rsplit('.').next()?.parse().ok()?;
+        Some((id, serde_json::from_slice(&message.payload).ok()?))
+    }
+}
+
+/// Worker, job and run of a subject `<prefix>.reply.<worker>.<type>.<id>.<run>`.
+pub(super) fn run_of(subject: &str) -> Option<(&str, JobId, i64)> {
+    let mut tokens = subject.rsplit('.');
+    let (run, id, _type, worker) = (tokens.next()?, tokens.next()?, tokens.next()?, tokens.next()?);
+    Some((worker, id.parse().ok()?, run.parse().ok()?))
+}
+
 impl Replies {
     pub(super) fn new(broker: Broker, worker_id: &str) -> Self {
         Self(Arc::new(Inner { broker, worker_id: worker_id.to_owned(), waiting: Mutex::default() }))
@@ -98,18 +113,14 @@ impl Replies {
     }
 
     fn answer(&self, message: Message) {
-        let mut tokens = message.subject.rsplit('.');
-        let run = tokens.next().and_then(|token| token.parse().ok());
-        let id = tokens.next().and_then(|token| token.parse().ok());
-        let (Some(run), Some(id)) = (run, id) else { return };
+        let Some((_, id, run)) = run_of(&message.subject) else { return };
         if let Some(waiting) = self.lock().get(&(id, run)) {
             let _ = waiting.answers.try_send(message);
         }
     }
 
     fn sign(&self, message: &Message) {
-        let Some(id) = message.subject.rsplit('.').next().and_then(|token| token.parse().ok()) else { return };
-        let Ok(sign) = serde_json::from_slice::<Sign>(&message.payload) else { return };
+        let Some((id, sign)) = Sign::read(message) else { return };
         let mut all = self.lock();
         let Some(waiting) = all.get_mut(&(id, sign.run)) else { return };
         waiting.heard.send_replace(Instant::now());

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 
 use crate::{
-    handlers::Ended,
+    handlers::{Ended, result::too_large},
     job::{Failure, FailureKind, json},
 };
 
@@ -64,9 +64,9 @@ pub fn judge(said: &Said<'_>, body: &[u8], max: usize) -> Ended {
 
 /// A result as it was sent; nothing at all is `null`.
 fn result(body: &[u8], max: usize) -> Ended {
-    if body.len() > max {
-        let message = format!("result_too_large: the result has {} bytes, the limit is {max} bytes", body.len());
-        return Ended::Failed(Failure::permanent(message));
+    // Before it is read: what was cut off at the limit is no JSON.
+    if let Some(failure) = too_large(body.len(), max as u64) {
+        return Ended::Failed(failure);
     }
     let text = if body.iter().all(u8::is_ascii_whitespace) { b"null" } else { body };
     // What is well-formed and can't be stored is cleaned later, as with every handler.

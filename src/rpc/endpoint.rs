@@ -13,10 +13,7 @@ use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
 
 use super::{Shared, reply};
-use crate::{
-    job::JobType,
-    ops::{ApiError, Code, Verb},
-};
+use crate::ops::{ApiError, Code, Verb};
 
 /// A verb under one subject, and what has been asked there.
 pub(crate) struct Endpoint {
@@ -114,7 +111,7 @@ async fn answer(shared: &Shared, endpoint: &Endpoint, request: &Message) -> Resu
         return shared.ops.call(endpoint.verb, None, &request.payload).await;
     }
     let token = request.subject.rsplit('.').next().unwrap_or_default();
-    let scope = JobType::new(token).map_err(|_| shared.ops.unknown_type(token))?;
+    let scope = shared.ops.type_named(token)?;
     shared.ops.call(endpoint.verb, Some(&scope), &request.payload).await
 }
 

@@ -22,7 +22,7 @@ impl Store {
     /// # Errors
     /// As for every statement.
     pub async fn types(&self) -> Result<Vec<TypeRow>, Error> {
-        let list = "SELECT type AS name, definition::text AS definition, discovered, paused_at IS NOT NULL AS paused,
+        let list = "SELECT type AS name, definition::text AS definition, discovered, paused_at IS NOT NULL AS paused, max_attempts,
                            unattended_since IS NOT NULL AS unattended
                     FROM job_types ORDER BY type";
         self.read_answer("list what is set for types", sqlx::query_as(list)).await
@@ -102,6 +102,8 @@ pub struct TypeRow {
     /// Whether it was found on the bus.
     pub discovered: bool,
     pub paused: bool,
+    /// What [`Store::note_known_types`] has noted.
+    pub max_attempts: Option<i16>,
     /// Whether nobody answers for it.
     pub unattended: bool,
 }

@@ -62,7 +62,7 @@ pub enum Origin {
 pub struct Snapshot {
     types: BTreeMap<JobType, Arc<Known>>,
     pub paused: BTreeSet<String>,
-    /// Types that nobody answers for, as workers have noted.
+    /// Those of the types that nobody answers for, as workers have noted.
     pub unattended: BTreeSet<String>,
 }
 
@@ -221,6 +221,7 @@ impl Types {
             };
             types.insert(known.handler.job_type.clone(), known);
         }
+        unattended.retain(|name| types.contains_key(name.as_str()));
         self.live.send_if_modified(|live| {
             let same_types = live.types.len() == types.len()
                 && live.types.values().zip(types.values()).all(|(a, b)| Arc::ptr_eq(a, b));

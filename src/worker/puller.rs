@@ -11,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 use super::{Shared, run, slots::Slots, unanswered::Unanswered};
 use crate::{
     broker::pull::{Delivery, LanePull},
-    job::Lane,
     types::Known,
 };
 
@@ -42,12 +41,7 @@ impl Puller {
         known: Arc<Known>,
         stop: CancellationToken,
     ) -> Result<Self, async_nats::SubscribeError> {
-        let (broker, name) = (&shared.deps.broker, known.name());
-        let lanes = [
-            LanePull::open(broker, name, Lane::High).await?,
-            LanePull::open(broker, name, Lane::Normal).await?,
-            LanePull::open(broker, name, Lane::Low).await?,
-        ];
+        let lanes = LanePull::open_all(&shared.deps.broker, known.name()).await?;
         Ok(Self {
             slots: Slots::new(known.settings.concurrency),
             unanswered: Arc::new(Unanswered::new(shared.deps.config.background.max_unanswered)),

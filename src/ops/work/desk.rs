@@ -25,7 +25,7 @@ use crate::{
         pull::{AckHandle, Delivery, LanePull},
     },
     flow::Closed,
-    job::{Lane, model::JobId},
+    job::model::JobId,
     ops::{Ops, error::ApiError, lost},
     store::{
         Store,
@@ -188,15 +188,7 @@ fn fetched(job: Claimed) -> Fetched {
 /// Hands out what comes for one type, to whoever has waited longest.
 async fn serve(supplies: Supplies, name: String, mut hands: mpsc::Receiver<Hand>) {
     let broker = &supplies.broker;
-    let opened = async {
-        let open = |lane| LanePull::open(broker, &name, lane);
-        Ok::<_, async_nats::SubscribeError>([
-            open(Lane::High).await?,
-            open(Lane::Normal).await?,
-            open(Lane::Low).await?,
-        ])
-    };
-    let Ok(mut lanes) = opened.await else { return };
+    let Ok(mut lanes) = LanePull::open_all(broker, &name).await else { return };
     let mut waiting: VecDeque<Hand> = VecDeque::new();
     let mut tick = tokio::time::interval(TICK);
     loop {

@@ -9,9 +9,9 @@ use crate::{
         Ops, Scope,
         error::{ApiError, Code},
         finish::Said,
+        signs,
         wire::{CompleteRequest, FailRequest, FinishReply, HeartbeatReply, HeartbeatRequest, ReleaseRequest, RunState},
     },
-    outside::late,
     store::outside::State,
 };
 
@@ -35,13 +35,13 @@ impl Ops {
                 *known = place;
             }
         }
-        let signs: Vec<_> = newest
+        let beats: Vec<_> = newest
             .values()
             .map(|place| &request.runs[*place])
-            .map(|run| late::of(run.job_id.0, run.run, run.percent, run.message.clone(), run.checkpoint.as_deref()))
+            .map(|run| signs::of(run.job_id.0, run.run, run.percent, run.message.clone(), run.checkpoint.as_deref()))
             .collect();
-        let renewed = self.store.renew(&signs, scope.map(|scope| scope.as_str())).await?;
-        late::tell(&self.broker, &signs, &renewed).await;
+        let renewed = self.store.renew(&beats, scope.map(|scope| scope.as_str())).await?;
+        signs::tell(&self.broker, &beats, &renewed).await;
         let state = |place: usize| {
             let run = &request.runs[place];
             let held = renewed.iter().find(|held| held.id == run.job_id.0 && newest.get(&held.id) == Some(&place));
