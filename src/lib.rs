@@ -8,8 +8,10 @@ pub mod background;
 pub mod bench;
 pub mod broker;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod dev;
+pub mod embed;
 pub mod faults;
 pub mod flow;
 pub mod handlers;
@@ -25,6 +27,9 @@ pub mod telemetry;
 pub mod types;
 pub mod worker;
 
+pub use client::{Client, Enqueue};
+pub use embed::{Worker, testing};
+
 /// The Rust in these pages must compile.
 #[cfg(doctest)]
 mod pages {
@@ -32,4 +37,6 @@ mod pages {
     pub struct Readme;
     #[doc = include_str!("../ARCHITECTURE.md")]
     pub struct Architecture;
+    #[doc = include_str!("../docs/rust.md")]
+    pub struct Rust;
 }

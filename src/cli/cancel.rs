@@ -3,8 +3,8 @@
 use clap::Args;
 use serde_json::json;
 
-use super::{args, client::Client, each, exit::Exit, output::Output};
-use crate::{job::model::JobId, ops::Verb};
+use super::{args, each, exit::Exit, output::Output};
+use crate::{client::Client, job::model::JobId, ops::Verb};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\

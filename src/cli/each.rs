@@ -4,13 +4,16 @@ use chrono::Utc;
 use serde_json::Value;
 
 use super::{
-    client::{CallError, Client, read},
     exit::{Exit, report},
     output::Output,
     text::clean,
-    view::{Job, tone},
+    view::tone,
 };
-use crate::{job::model::JobId, ops::Verb};
+use crate::{
+    client::{CallError, Client, Job, read},
+    job::model::JobId,
+    ops::Verb,
+};
 
 pub async fn job(
     verb: Verb,

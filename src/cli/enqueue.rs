@@ -8,14 +8,16 @@ use serde_json::value::RawValue;
 
 use super::{
     args, bulk,
-    client::{Client, read},
     exit::Exit,
     output::{Output, Tone},
     payload::Source,
     text::clean,
     wait,
 };
-use crate::ops::{Verb, wire::EnqueueReply};
+use crate::{
+    client::{Client, read},
+    ops::{Verb, wire::EnqueueReply},
+};
 
 #[derive(Debug, Args)]
 #[command(

@@ -3,11 +3,10 @@
 use std::process::ExitCode;
 
 use super::{
-    client::CallError,
     output::{Closed, Output},
     text::clean,
 };
-use crate::{config, telemetry};
+use crate::{client::CallError, config, telemetry};
 
 /// Exit codes. Part of what scripts rely on, so numbers are never given a new meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

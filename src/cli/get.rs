@@ -4,14 +4,12 @@ use chrono::Utc;
 use clap::Args;
 use serde_json::json;
 
-use super::{
-    args,
-    client::{Client, read},
-    exit::Exit,
-    output::Output,
-    view::Job,
+use super::{args, exit::Exit, output::Output};
+use crate::{
+    client::{Client, Job, read},
+    job::model::JobId,
+    ops::Verb,
 };
-use crate::{job::model::JobId, ops::Verb};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\

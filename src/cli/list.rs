@@ -7,15 +7,17 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{
-    client::{Client, read},
     exit::Exit,
     output::{Output, Tone},
     pretty::compact,
     table::Columns,
     text::{NOTHING, absolute, cell, clean, relative},
-    view::{Job, Page, tone},
+    view::tone,
 };
-use crate::ops::Verb;
+use crate::{
+    client::{Client, Job, Page, read},
+    ops::Verb,
+};
 
 /// Jobs that are asked for at once when all are wanted.
 const PAGE: u32 = 500;
@@ -87,7 +89,7 @@ pub async fn run(args: ListArgs, client: &Client, out: &Output) -> anyhow::Resul
     let mut shown = 0;
     loop {
         let answer = client.call(Verb::ListJobs, &request).await?;
-        let page: Page = read(Verb::ListJobs, &answer)?;
+        let page: Page<Box<RawValue>> = read(Verb::ListJobs, &answer)?;
         match (out.json, args.all) {
             (true, false) => out.json(&answer)?,
             (true, true) => page.jobs.iter().try_for_each(|job| out.json_line(job.get()))?,
@@ -108,7 +110,7 @@ pub async fn run(args: ListArgs, client: &Client, out: &Output) -> anyhow::Resul
     Ok(Exit::Done)
 }
 
-fn table(page: &Page, include: &[String], first: bool, out: &Output) -> anyhow::Result<String> {
+fn table(page: &Page<Box<RawValue>>, include: &[String], first: bool, out: &Output) -> anyhow::Result<String> {
     let mut header = vec!["ID", "TYPE", "STATUS", "ATTEMPTS", "CREATED", "TIMING", "REMARK"];
     let extra: Vec<String> = include.iter().map(|name| name.to_uppercase()).collect();
     header.extend(extra.iter().map(String::as_str));
@@ -150,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_pipe_gets_a_line_per_job_with_all_that_was_asked_for() {
-        let page: Page = serde_json::from_str(
+        let page: Page<Box<RawValue>> = serde_json::from_str(
             r#"{"jobs":[{"id":"0198","type":"x","status":"failed","attempts":3,"maxAttempts":3,"error":"a\nb",
                 "createdAt":"2026-01-01T00:00:00.000001Z","startedAt":"2026-01-01T00:00:00Z",
                 "finishedAt":"2026-01-01T00:00:01.5Z","payload":{"a":[1]}}],"nextCursor":null}"#,

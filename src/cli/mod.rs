@@ -5,7 +5,6 @@ mod args;
 mod bench;
 mod bulk;
 mod cancel;
-pub mod client;
 mod completions;
 mod config;
 pub mod dev;
@@ -33,8 +32,9 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use self::{client::Client, exit::Exit, flags::Flags, output::Output};
+use self::{exit::Exit, flags::Flags, output::Output};
 use crate::{
+    client::Client,
     config::{Config, Loaded, Log},
     job::JobType,
     ops::Verb,
@@ -146,7 +146,7 @@ pub fn run(cli: Cli, out: &Output) -> anyhow::Result<Exit> {
 
 async fn command(command: Command, scope: Option<JobType>, loaded: &Loaded, out: &Output) -> anyhow::Result<Exit> {
     let own = || loaded.config.clone();
-    let connect = || Client::connect(&loaded.config.nats, scope.clone());
+    let connect = || Client::open(&loaded.config.nats, scope.clone());
     match command {
         Command::Serve(_) => serve::run(own()).await,
         Command::Dev(args) => dev::run(args, loaded.clone()).await,

@@ -8,14 +8,15 @@ use serde_json::json;
 
 use super::{
     args,
-    client::{Client, read},
     exit::Exit,
     output::{Output, Tone},
     table::Columns,
     text::{clean, count, local, span},
-    view::{Counts, Stats},
 };
-use crate::ops::Verb;
+use crate::{
+    client::{Client, Counts, Stats, read},
+    ops::Verb,
+};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\

@@ -6,15 +6,16 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json, value::RawValue};
 
 use super::{
-    client::{CallError, Client, read},
     exit::{Exit, UsageError},
     output::{Output, Tone},
     pretty::pretty,
     table::Columns,
     text::{cell, clean},
-    view::{TypeInfo, Types},
 };
-use crate::ops::Verb;
+use crate::{
+    client::{CallError, Client, TypeInfo, Types, read},
+    ops::Verb,
+};
 
 #[derive(Debug, Args)]
 #[command(
@@ -122,7 +123,7 @@ pub async fn run(args: TypesArgs, client: &Client, out: &Output) -> anyhow::Resu
         }
         return Ok(Exit::Done);
     };
-    let all: Types = read(Verb::ListTypes, &answer)?;
+    let all: Types<Box<RawValue>> = read(Verb::ListTypes, &answer)?;
     for raw in &all.types {
         let info: TypeInfo = read(Verb::ListTypes, raw.get().as_bytes())?;
         if info.r#type == wanted {
@@ -208,7 +209,7 @@ pub async fn set(verb: Verb, args: PauseArgs, client: &Client, out: &Output) -> 
     Ok(Exit::Done)
 }
 
-fn table(all: &Types, out: &Output) -> Result<String, CallError> {
+fn table(all: &Types<Box<RawValue>>, out: &Output) -> Result<String, CallError> {
     let mut rows = Vec::new();
     for raw in &all.types {
         let info: TypeInfo = read(Verb::ListTypes, raw.get().as_bytes())?;

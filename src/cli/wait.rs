@@ -7,15 +7,12 @@ use clap::Args;
 use indicatif::ProgressBar;
 use serde_json::json;
 
-use super::{
-    args,
-    client::{CallError, Client},
-    exit::Exit,
-    get,
-    output::Output,
-    view::Job,
+use super::{args, exit::Exit, get, output::Output};
+use crate::{
+    client::{CallError, Client, Job},
+    job::model::JobId,
+    ops::Verb,
 };
-use crate::{job::model::JobId, ops::Verb};
 
 /// One request waits this long at most; then it is asked again, so that a replica that went away is noticed.
 const SLICE: Duration = Duration::from_secs(10);

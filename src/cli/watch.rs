@@ -11,14 +11,14 @@ use serde_json::json;
 
 use super::{
     args,
-    client::{Client, read},
     exit::Exit,
     output::Output,
     text::{absolute, clean},
-    view::{Job, Progress, tone},
+    view::tone,
     wait,
 };
 use crate::{
+    client::{Client, Job, Progress, read},
     job::{JobType, model::JobId},
     ops::Verb,
 };

@@ -8,8 +8,10 @@ pub mod clients;
 pub mod context;
 mod crawl;
 pub mod crawl_website;
+mod function;
 pub mod generate_content;
 pub mod generate_embedding;
+mod layer;
 pub mod registry;
 pub(crate) mod result;
 pub mod send_email;
@@ -17,6 +19,7 @@ pub mod typed;
 pub mod webhook_delivery;
 
 pub use context::{Progress, RunContext};
+pub use layer::{BoxFuture, Layer, Next, layer};
 pub use registry::Registry;
 pub use typed::{AnyHandler, Ended, Faults};
 

@@ -47,8 +47,15 @@ impl Registry {
     ///
     /// # Errors
     /// A bad or doubled type name: a mistake in the program.
-    pub fn with<H: Handler>(mut self, handler: H) -> Result<Self, TypeError> {
-        let handler = AnyHandler::new(handler)?;
+    pub fn with<H: Handler>(self, handler: H) -> Result<Self, TypeError> {
+        self.with_any(AnyHandler::new(handler)?)
+    }
+
+    /// Adds one type.
+    ///
+    /// # Errors
+    /// [`TypeError::Twice`].
+    pub fn with_any(mut self, handler: AnyHandler) -> Result<Self, TypeError> {
         let job_type = handler.job_type.clone();
         match self.0.insert(job_type.clone(), Arc::new(handler)) {
             None => Ok(self),

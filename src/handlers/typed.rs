@@ -1,12 +1,17 @@
 //! From typed handlers to ones that can be kept in a list: decoding, validation and encoding, written once.
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{future::Future, marker::PhantomData, pin::Pin, sync::Arc, time::Duration};
 
 use jsonschema::Validator;
-use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, generate::SchemaSettings};
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, value::RawValue};
 
-use super::{Handler, RunContext};
+use super::{
+    Handler, RunContext,
+    function::Function,
+    layer::{Layer, Layered},
+};
 use crate::{
     config::{Config, TypeSettings},
     job::{BadType, Failure, JobType, Work},
@@ -37,6 +42,13 @@ pub enum Ended {
     Released(Duration),
     /// Somebody outside goes on with it, and tells later how it ended.
     Outside,
+}
+
+impl Ended {
+    /// Checked at enqueue; it can still happen at a run, when the type's rules were made narrower since.
+    pub(super) fn does_not_fit(job_type: &str, e: &serde_path_to_error::Error<serde_json::Error>) -> Self {
+        Ended::Failed(Failure::permanent(format!("the payload does not fit the type '{job_type}' any more: {e}")))
+    }
 }
 
 #[cfg(test)]
@@ -113,20 +125,48 @@ impl AnyHandler {
     /// # Errors
     /// A bad type name, or a schema that does not compile.
     pub fn new<H: Handler>(handler: H) -> Result<Self, Error> {
-        let schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<H::Payload>();
+        let concurrency = handler.concurrency();
+        let made = Self::builtin::<H::Payload>(H::TYPE, H::ABOUT, Arc::new(Typed(handler)))?;
+        Ok(Self { concurrency, ..made })
+    }
+
+    /// A handler that is a function: it is given the run, a clone of `state`, and the payload.
+    ///
+    /// # Errors
+    /// As [`AnyHandler::new`].
+    pub fn function<S, P, O, F, Fut>(job_type: &str, about: &str, state: S, work: F) -> Result<Self, Error>
+    where
+        S: Clone + Send + Sync + 'static,
+        P: DeserializeOwned + JsonSchema + Send + 'static,
+        O: Serialize + Send + 'static,
+        F: Fn(RunContext, S, P) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<O, Failure>> + Send + 'static,
+    {
+        let inner = Function { job_type: job_type.to_owned(), state, work, payload: PhantomData::<fn(P)> };
+        Self::builtin::<P>(job_type, about, Arc::new(inner))
+    }
+
+    fn builtin<P: JsonSchema>(job_type: &str, about: &str, inner: Arc<dyn Erased>) -> Result<Self, Error> {
+        let schema = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<P>();
         let payload_rules = jsonschema::validator_for(schema.as_value())
-            .map_err(|e| Error::BadSchema { job_type: H::TYPE.into(), message: e.to_string() })?;
+            .map_err(|e| Error::BadSchema { job_type: job_type.into(), message: e.to_string() })?;
         Ok(Self {
-            job_type: JobType::new(H::TYPE)?,
-            about: H::ABOUT.to_owned(),
+            job_type: JobType::new(job_type)?,
+            about: about.to_owned(),
             work: Work::Builtin,
             schema: schema.to_value(),
             result_schema: None,
-            concurrency: handler.concurrency(),
+            concurrency: None,
             payload_rules,
             result_rules: None,
-            inner: Arc::new(Typed(handler)),
+            inner,
         })
+    }
+
+    /// The same with something around each run.
+    pub(crate) fn in_layer(mut self, layer: Arc<dyn Layer>) -> Self {
+        self.inner = Arc::new(Layered { inner: self.inner, layer });
+        self
     }
 
     /// A handler whose rules are data.
@@ -268,23 +308,25 @@ impl<H: Handler> Erased for Typed<H> {
 
     fn run<'a>(&'a self, ctx: &'a RunContext, payload: &'a RawValue) -> Run<'a> {
         Box::pin(async move {
-            // Checked at enqueue; it can still fail here when the type's rules were made narrower since.
-            let payload = match decode::<H::Payload>(payload) {
-                Ok(payload) => payload,
-                Err(e) => {
-                    let message = format!("the payload does not fit the type '{}' any more: {e}", H::TYPE);
-                    return Ended::Failed(Failure::permanent(message));
-                }
-            };
-            match self.0.run(ctx, payload).await.map(|output| serde_json::value::to_raw_value(&output)) {
-                Ok(Ok(result)) => Ended::Done(result),
-                Ok(Err(e)) => Ended::Failed(Failure::permanent(format!("the result can't be written as JSON: {e}"))),
-                Err(failure) => Ended::Failed(failure),
+            match decode::<H::Payload>(payload) {
+                Ok(payload) => ended(self.0.run(ctx, payload).await),
+                Err(e) => Ended::does_not_fit(H::TYPE, &e),
             }
         })
     }
 }
 
-fn decode<T: serde::de::DeserializeOwned>(raw: &RawValue) -> Result<T, serde_path_to_error::Error<serde_json::Error>> {
+/// What became of the work of a Rust function.
+pub(super) fn ended<O: Serialize>(outcome: Result<O, Failure>) -> Ended {
+    match outcome.map(|output| serde_json::value::to_raw_value(&output)) {
+        Ok(Ok(result)) => Ended::Done(result),
+        Ok(Err(e)) => Ended::Failed(Failure::permanent(format!("the result can't be written as JSON: {e}"))),
+        Err(failure) => Ended::Failed(failure),
+    }
+}
+
+pub(super) fn decode<T: serde::de::DeserializeOwned>(
+    raw: &RawValue,
+) -> Result<T, serde_path_to_error::Error<serde_json::Error>> {
     serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(raw.get()))
 }

@@ -118,6 +118,8 @@ pub enum Work {
     Http,
     /// Programs that come and fetch it.
     Pull,
+    /// Worker processes that have it built in, and this one has not.
+    Embedded,
 }
 
 impl Work {
@@ -127,6 +129,7 @@ impl Work {
             Work::Nats => "nats",
             Work::Http => "http",
             Work::Pull => "pull",
+            Work::Embedded => "embedded",
         }
     }
 }

@@ -9,7 +9,7 @@ use super::{
     wire::{TypeInfo, TypeRemoved, TypeRequest, TypesReply},
 };
 use crate::{
-    job::{JobType, json},
+    job::{JobType, Work, json},
     types::{Definition, Known, Snapshot},
 };
 
@@ -42,10 +42,7 @@ impl Ops {
         let definition: Definition = input::decode(body)?;
         let name = name_of(scope, definition.r#type.as_deref())?.to_owned();
         self.must_be_free(&name)?;
-        self.types.check(&name, &definition).map_err(|faults| {
-            let fault = |(path, message)| Fault { path, message };
-            ApiError::faults(Code::InvalidRequest, faults.0.into_iter().map(fault).collect())
-        })?;
+        self.check_definition(&name, &definition)?;
         let text = String::from_utf8_lossy(body);
         self.store.define_type(&name, &text, false).await?;
         let now = self.refresh_types().await?;
@@ -57,6 +54,35 @@ impl Ops {
         let known =
             now.get(&name).ok_or_else(|| ApiError::unavailable("somebody removed the type at the same time"))?;
         Ok(type_info(known, &now))
+    }
+
+    /// Tells the other processes of types that this one has built in, so that their doors take jobs of them. A type of the
+    /// same name that was registered before gives way.
+    ///
+    /// # Errors
+    /// `invalid_request` for a type that can't be told: a description or a schema above its limit.
+    pub async fn announce_types(&self, names: &[String]) -> Result<(), ApiError> {
+        for known in names.iter().filter_map(|name| self.types.fixed(name)) {
+            let (name, settings) = (known.name(), &known.settings);
+            let text = serde_json::json!({
+                "type": name, "handler": Work::Embedded, "description": known.handler.about,
+                "payloadSchema": known.handler.schema, "maxAttempts": settings.retry.max_attempts,
+                "timeout": humantime::format_duration(settings.timeout).to_string(),
+            })
+            .to_string();
+            self.check_definition(name, &input::decode(text.as_bytes())?)?;
+            self.store.define_type(name, &text, false).await?;
+            self.broker.signal_types_changed(name).await;
+        }
+        Ok(())
+    }
+
+    fn check_definition(&self, name: &str, definition: &Definition) -> Result<(), ApiError> {
+        let checked = self.types.check(name, definition);
+        checked.map(|_| ()).map_err(|faults| {
+            let fault = |(path, message)| Fault { path, message };
+            ApiError::faults(Code::InvalidRequest, faults.0.into_iter().map(fault).collect())
+        })
     }
 
     /// Forgets a type that was registered or discovered.

@@ -92,7 +92,7 @@ impl Callers {
         let inner: Arc<dyn Erased> = match definition.handler {
             Work::Nats => Arc::new(over_nats::OverNats::new(self.clone(), job_type.clone(), heartbeat)),
             Work::Http => Arc::new(over_http::OverHttp::new(self.clone(), job_type.clone(), definition)?),
-            Work::Pull | Work::Builtin => Arc::new(Fetched),
+            Work::Pull | Work::Embedded | Work::Builtin => Arc::new(NotHere),
         };
         let described = Described {
             job_type,
@@ -105,10 +105,10 @@ impl Callers {
     }
 }
 
-/// The work is fetched by programs outside, so it is never begun here.
-struct Fetched;
+/// The work is done by programs that fetch it, or by other workers, and so never begun here.
+struct NotHere;
 
-impl Erased for Fetched {
+impl Erased for NotHere {
     fn run<'a>(&'a self, _: &'a RunContext, _: &'a RawValue) -> Run<'a> {
         Box::pin(std::future::ready(Ended::Released(Duration::from_secs(1))))
     }

@@ -254,7 +254,7 @@ impl Snapshot {
         match known.handler.work {
             Work::Builtin => Some(true),
             Work::Nats | Work::Http => Some(!self.unattended.contains(known.name())),
-            Work::Pull => None,
+            Work::Pull | Work::Embedded => None,
         }
     }
 }

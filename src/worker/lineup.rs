@@ -69,6 +69,6 @@ impl Lineup {
     fn runs(&self, known: &Known) -> bool {
         let wanted = &self.shared.deps.config.worker.types;
         let named = wanted.is_empty() || wanted.iter().any(|name| name == known.name());
-        named && known.handler.work != Work::Pull
+        named && !matches!(known.handler.work, Work::Pull | Work::Embedded)
     }
 }

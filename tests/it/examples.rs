@@ -91,6 +91,37 @@ async fn a_python_handler_needs_no_configuration_and_can_do_all_that_the_protoco
     service.stop().await;
 }
 
+/// Programs of this crate; built where a run of single tests has left them out.
+fn rust_example(name: &str) -> PathBuf {
+    let build = ["build", "--quiet", "--locked", "--example", name];
+    let built = std::process::Command::new(env!("CARGO")).args(build).status().unwrap();
+    assert!(built.success(), "{built}");
+    let tests = std::env::current_exe().unwrap();
+    tests.parent().and_then(|deps| deps.parent()).unwrap().join("examples").join(name)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rust_program_does_jobs_inside_itself_and_another_one_hands_them_in() {
+    let (_place, service) = start().await;
+    let mut worker = command(&service, rust_example("worker"), &[]);
+    worker.env("DATABASE_URL", &service.config.database.url);
+    let worker = Handler::start(worker, "ready").await;
+    let client = rust_example("client");
+    let run = async |job_type: &str, payload: Value| {
+        output(command(&service, client.clone(), &[job_type, &payload.to_string()])).await
+    };
+    let (code, result, told) = run("resize", json!({"width": 1024, "pauseMs": 10})).await;
+    assert_eq!((code, result), (0, json!({"widths": [512, 256, 128]})), "{told}");
+    let (code, result, told) = run("greet", json!({"name": "busy"})).await;
+    assert_eq!((code, result), (0, json!("Hello, busy, you are number 1")), "{told}");
+    let (code, result, _) = run("greet", json!({"name": ""})).await;
+    assert_eq!((code, result), (1, json!({"error": "nobody has no name"})));
+    let (code, _, told) = run("resize", json!({"width": "wide"})).await;
+    assert!(code == 2 && told.contains("/payload/width"), "{told}");
+    worker.stop().await;
+    service.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_python_pull_worker_fetches_its_work_and_gives_none_up_when_it_stops() {
     let (_place, service) = start().await;

@@ -19,6 +19,7 @@ mod disk;
 mod disk_full;
 mod docs;
 mod drain;
+mod embed;
 mod enqueue;
 mod events;
 mod examples;

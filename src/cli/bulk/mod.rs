@@ -32,10 +32,10 @@ use self::{
     send::Course,
 };
 use super::{
-    client::Client,
     exit::{Exit, UsageError},
     output::Output,
 };
+use crate::client::Client;
 
 /// Requests that are on their way at the same time.
 const IN_FLIGHT: usize = 4;

@@ -7,11 +7,11 @@ use serde_json::{json, value::RawValue};
 
 use super::send::{Answered, Outcome};
 use crate::cli::{
-    client::CallError,
     exit::{Exit, report},
     output::Output,
     text::{clean, count, counted},
 };
+use crate::client::CallError;
 
 pub struct Report {
     input: String,

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use super::batch::{Batch, Item};
 use crate::{
-    cli::client::{CallError, Client, Refusal, read},
+    client::{CallError, Client, Refusal, read},
     ops::Verb,
 };
 
