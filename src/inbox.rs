@@ -96,7 +96,11 @@ async fn enqueue(ops: &Ops, message: &Message, ack: &AckHandle) -> Result<(), Ap
         // Its place in the stream: also a redelivery is the same message.
         None => place(ops, ack),
     };
-    let options = EnqueueOptions { message_id: Some(&id), ..EnqueueOptions::default() };
+    let options = EnqueueOptions {
+        message_id: Some(&id),
+        traceparent: header(message, "traceparent"),
+        ..EnqueueOptions::default()
+    };
     ops.enqueue(Some(&scope), &message.payload, options).await.map(|_| ())
 }
 

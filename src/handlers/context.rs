@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::job::{
-    JobType,
+    JobType, Trace,
     model::JobId,
     settle::{MESSAGE_MAX, clean},
 };
@@ -55,6 +55,8 @@ pub struct RunContext {
     pub max_attempts: u16,
     /// The fencing token of this run.
     pub run: i64,
+    /// The trace of whoever asked for the job, or the job's own, with a span for this run; shown as a W3C `traceparent`.
+    pub trace: Trace,
     /// When the run is cut off.
     pub deadline: Instant,
     pub(crate) cancel: CancellationToken,
@@ -89,9 +91,11 @@ impl Notes {
 impl RunContext {
     /// A context that belongs to no stored job, for tests of handlers.
     pub fn detached(job_type: JobType, timeout: Duration) -> Self {
+        let job_id = uuid::Uuid::now_v7();
         Self {
-            job_id: uuid::Uuid::now_v7(),
+            job_id,
             job_type,
+            trace: Trace::of_job(job_id).of_run(job_id, 1),
             attempt: 1,
             max_attempts: 1,
             run: 1,

@@ -57,7 +57,7 @@ async fn enqueue(State(door): State<Arc<Door>>, RawQuery(q): RawQuery, headers: 
     query::none(q.as_deref())?;
     let limit = LIKE_RPC.max(door.payload_limit + ENVELOPE);
     let body = door.bodies.read(&headers, body, limit).await?;
-    let options = EnqueueOptions { idempotency_key: idempotency_key(&headers)?, ..EnqueueOptions::default() };
+    let options = EnqueueOptions { idempotency_key: idempotency_key(&headers)?, ..traced(&headers) };
     let reply = door.ops.enqueue(None, &body.bytes, options).await?;
     let status = if reply.duplicate { StatusCode::OK } else { StatusCode::CREATED };
     let mut response = json(status, &reply)?;
@@ -74,7 +74,13 @@ async fn enqueue_many(State(door): State<Arc<Door>>, RawQuery(q): RawQuery, head
         return Err(ApiError::new(Code::InvalidRequest, detail).into());
     }
     let body = door.bodies.read(&headers, body, MAX_BULK_BYTES).await?;
-    json(StatusCode::OK, &door.ops.enqueue_many(None, &body.bytes).await?)
+    json(StatusCode::OK, &door.ops.enqueue_many(None, &body.bytes, traced(&headers)).await?)
+}
+
+/// The trace that the caller is in.
+fn traced(headers: &HeaderMap) -> EnqueueOptions<'_> {
+    let traceparent = headers.get("traceparent").and_then(|value| value.to_str().ok());
+    EnqueueOptions { traceparent, ..EnqueueOptions::default() }
 }
 
 async fn list(State(door): State<Arc<Door>>, RawQuery(q): RawQuery) -> Answer {

@@ -17,7 +17,7 @@ use super::{
     query::{self, Segment},
     refusal::{Answer, json},
 };
-use crate::ops::{HealthStatus, Verb, wire::TypeRequest};
+use crate::ops::{EnqueueOptions, HealthStatus, Verb, wire::TypeRequest};
 
 /// Largest definition of a type: two schemas, and some more.
 const MAX_DEFINITION: usize = 256 * 1024;
@@ -103,7 +103,7 @@ async fn set_paused(
 async fn schema(State(door): State<Arc<Door>>, Segment(verb): Segment, RawQuery(q): RawQuery) -> Answer {
     query::none(q.as_deref())?;
     let request = json!({ "verb": verb }).to_string();
-    let reply = door.ops.call(Verb::GetSchema, None, request.as_bytes()).await?;
+    let reply = door.ops.call(Verb::GetSchema, None, request.as_bytes(), EnqueueOptions::default()).await?;
     Ok(([("content-type", "application/json")], reply).into_response())
 }
 

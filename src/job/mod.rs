@@ -8,7 +8,9 @@ pub mod json;
 pub mod model;
 pub mod settle;
 pub mod state;
+mod trace;
 
 pub use backoff::RetryPolicy;
 pub use model::{BadType, JobType, Lane, Priority, Status, Work};
 pub use settle::{Failure, FailureKind, Outcome, Verdict, settle};
+pub use trace::Trace;

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     config::TIMEOUT_RANGE,
-    job::{Priority, Status, json, model::JobId},
+    job::{Priority, Status, Trace, json, model::JobId},
     store::enqueue::{Due, Enqueued, Key, NewJob},
 };
 
@@ -35,6 +35,8 @@ pub struct EnqueueOptions<'a> {
     pub idempotency_key: Option<&'a str>,
     /// Of a job that was handed in by publishing alone: it is one job per message id, unless it has a key of its own.
     pub(crate) message_id: Option<&'a str>,
+    /// From the header `traceparent`, as it came.
+    pub traceparent: Option<&'a str>,
 }
 
 impl Ops {
@@ -65,13 +67,17 @@ impl Ops {
     ///
     /// # Errors
     /// The refusal of the request as a whole.
-    pub async fn enqueue_many(&self, scope: Scope<'_>, body: &[u8]) -> Result<EnqueueManyReply, ApiError> {
+    pub async fn enqueue_many(
+        &self,
+        scope: Scope<'_>,
+        body: &[u8],
+        options: EnqueueOptions<'_>,
+    ) -> Result<EnqueueManyReply, ApiError> {
         let request: EnqueueManyRequest = input::decode(body)?;
         if !(1..=MAX_BULK).contains(&request.jobs.len()) {
             let message = format!("{} jobs; a request takes 1 to {MAX_BULK}", request.jobs.len());
             return Err(ApiError::fault(Code::InvalidRequest, "/jobs", message));
         }
-        let options = EnqueueOptions::default();
         let checked: Vec<Result<NewJob, ApiError>> =
             request.jobs.iter().map(|raw| self.check(scope, raw.get().as_bytes(), options)).collect();
         drop(request);
@@ -144,6 +150,7 @@ impl Ops {
             key: key.map(|text| Key { content_hash: content_hash(&request, handler.job_type.as_str()), text }),
             tags: request.tags.unwrap_or_default(),
             payload: request.payload,
+            trace: options.traceparent.and_then(Trace::parse),
         })
     }
 }

@@ -82,14 +82,20 @@ impl Ops {
         Self { store, broker, publisher, config, types, intake, outcomes, relay, desk, waits }
     }
 
-    /// Carries out a verb whose request and reply are JSON texts, as RPC has them.
+    /// Carries out a verb whose request and reply are JSON texts, as RPC has them. `options`: for the verbs that enqueue.
     ///
     /// # Errors
     /// The refusal, for the caller.
-    pub async fn call(&self, verb: Verb, scope: Scope<'_>, body: &[u8]) -> Result<Vec<u8>, ApiError> {
+    pub async fn call(
+        &self,
+        verb: Verb,
+        scope: Scope<'_>,
+        body: &[u8],
+        options: EnqueueOptions<'_>,
+    ) -> Result<Vec<u8>, ApiError> {
         match verb {
-            Verb::Enqueue => json(&self.enqueue(scope, body, EnqueueOptions::default()).await?),
-            Verb::EnqueueMany => json(&self.enqueue_many(scope, body).await?),
+            Verb::Enqueue => json(&self.enqueue(scope, body, options).await?),
+            Verb::EnqueueMany => json(&self.enqueue_many(scope, body, options).await?),
             Verb::GetJob => json(&self.get_job(scope, body).await?),
             Verb::ListJobs => json(&self.list_jobs(scope, input::parse(body)?).await?),
             Verb::RetryJob => json(&self.retry_job(scope, input::parse_by_id(body)?).await?),

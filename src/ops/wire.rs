@@ -463,6 +463,8 @@ pub struct FetchedJob {
     #[serde(serialize_with = "time")]
     pub deadline: DateTime<Utc>,
     pub lease_ms: i64,
+    /// The W3C trace of whoever asked for the job, or the job's own, with a span for this run.
+    pub traceparent: String,
 }
 
 /// Signs of life.

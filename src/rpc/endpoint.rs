@@ -13,7 +13,7 @@ use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
 
 use super::{Shared, reply};
-use crate::ops::{ApiError, Code, Verb};
+use crate::ops::{ApiError, Code, EnqueueOptions, Verb};
 
 /// A verb under one subject, and what has been asked there.
 pub(crate) struct Endpoint {
@@ -107,12 +107,14 @@ fn take(shared: &Arc<Shared>, endpoint: &Arc<Endpoint>, request: Message) {
 }
 
 async fn answer(shared: &Shared, endpoint: &Endpoint, request: &Message) -> Result<Vec<u8>, ApiError> {
+    let header = |name: &str| request.headers.as_ref()?.get(name).map(|value| value.as_str());
+    let options = EnqueueOptions { traceparent: header("traceparent"), ..EnqueueOptions::default() };
     if !endpoint.subject.ends_with(".*") {
-        return shared.ops.call(endpoint.verb, None, &request.payload).await;
+        return shared.ops.call(endpoint.verb, None, &request.payload, options).await;
     }
     let token = request.subject.rsplit('.').next().unwrap_or_default();
     let scope = shared.ops.type_named(token)?;
-    shared.ops.call(endpoint.verb, Some(&scope), &request.payload).await
+    shared.ops.call(endpoint.verb, Some(&scope), &request.payload, options).await
 }
 
 /// Whether `reply` may be answered to.

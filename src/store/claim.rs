@@ -13,7 +13,7 @@ use super::{
     sweep::Freed,
 };
 use crate::faults::{self, Mutant};
-use crate::job::{Lane, Verdict, model::JobId};
+use crate::job::{Lane, Trace, Verdict, model::JobId};
 
 /// A job that this worker holds for one run.
 #[derive(Debug, sqlx::FromRow)]
@@ -33,11 +33,18 @@ pub struct Claimed {
     pub created_at: DateTime<Utc>,
     /// When a run outside is over; `None`: this process holds it.
     pub deadline: Option<DateTime<Utc>>,
+    pub traceparent: Option<String>,
 }
 
 impl Claimed {
     pub fn lane(&self) -> Lane {
         Lane::of(self.priority)
+    }
+
+    /// With the span of this run.
+    pub fn trace(&self) -> Trace {
+        let given = self.traceparent.as_deref().and_then(Trace::parse);
+        given.unwrap_or_else(|| Trace::of_job(self.id)).of_run(self.id, self.run)
     }
 }
 
@@ -103,7 +110,7 @@ WITH claimed AS (
     suspect!(),
     r#")
     RETURNING j.id, j.type, j.priority, j.run, j.attempt, j.max_attempts, j.timeout_ms, j.run_at, j.payload, j.checkpoint,
-              j.tags, j.created_at, j.deadline
+              j.tags, j.created_at, j.deadline, j.traceparent
 ), counted AS (
     INSERT INTO job_count_deltas (type, status, day, n)
     SELECT type, change.status, 'epoch', change.sign * count(*)

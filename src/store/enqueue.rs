@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{Error, Store};
 use crate::faults::{self, Mutant};
-use crate::job::{JobType, Lane, Priority, Status, model::JobId};
+use crate::job::{JobType, Lane, Priority, Status, Trace, model::JobId};
 
 /// A job that has passed all checks.
 #[derive(Clone, Debug)]
@@ -23,6 +23,8 @@ pub struct NewJob {
     pub due: Due,
     pub tags: Vec<String>,
     pub key: Option<Key>,
+    /// Of whoever asked for it.
+    pub trace: Option<Trace>,
 }
 
 /// When a job may run first.
@@ -73,8 +75,8 @@ WITH batch AS (
     SELECT b.*, CASE WHEN delay_us IS NOT NULL THEN now() + delay_us * interval '1 microsecond'
                      ELSE greatest(at, now()) END AS due_at
     FROM unnest($1::uuid[], $2::text[], $3::text[], $4::int2[], $5::int2[], $6::int8[], $7::int8[],
-                $8::timestamptz[], $9::text[], $10::text[], $11::bytea[])
-         WITH ORDINALITY AS b (id, type, payload, priority, max_attempts, timeout_ms, delay_us, at, tags, key, hash, place)
+                $8::timestamptz[], $9::text[], $10::text[], $11::bytea[], $14::text[])
+         WITH ORDINALITY AS b (id, type, payload, priority, max_attempts, timeout_ms, delay_us, at, tags, key, hash, traceparent, place)
 ), keyed AS (
     -- In the order of the keys, so that two batches can't wait for each other; the first of equal keys wins.
     INSERT INTO job_keys (key, job_id, content_hash)
@@ -82,9 +84,9 @@ WITH batch AS (
     ON CONFLICT (key) DO NOTHING
     RETURNING job_id
 ), inserted AS (
-    INSERT INTO jobs (id, type, payload, priority, max_attempts, timeout_ms, tags, idempotency_key, run_at)
+    INSERT INTO jobs (id, type, payload, priority, max_attempts, timeout_ms, tags, idempotency_key, run_at, traceparent)
     SELECT id, type, payload::json, priority, max_attempts, timeout_ms,
-           CASE WHEN tags IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(tags::json)) END, key, due_at
+           CASE WHEN tags IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(tags::json)) END, key, due_at, traceparent
     FROM batch WHERE key IS NULL OR id IN (SELECT job_id FROM keyed)
     ON CONFLICT (id) DO NOTHING
     RETURNING id, type, priority, run_at, run_at <= now() AS due
@@ -162,7 +164,8 @@ impl Store {
             .bind(jobs.iter().map(|j| j.key.as_ref().map(|k| k.text.as_str())).collect::<Vec<_>>())
             .bind(jobs.iter().map(|j| j.key.as_ref().map(|k| k.content_hash.as_slice())).collect::<Vec<_>>())
             .bind(outbox_id)
-            .bind(publish_grace.as_millis() as i64);
+            .bind(publish_grace.as_millis() as i64)
+            .bind(jobs.iter().map(|j| j.trace.map(|trace| trace.to_string())).collect::<Vec<_>>());
         let rows: Vec<(Uuid, bool)> = self.hot_all("enqueue", query).await?;
         Ok(rows.into_iter().collect())
     }

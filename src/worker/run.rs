@@ -191,6 +191,7 @@ async fn run_handler(shared: &Shared, known: &Known, run: &Run, job: &Claimed) -
         attempt: job.attempt as u16,
         max_attempts: job.max_attempts as u16,
         run: job.run,
+        trace: job.trace(),
         deadline: Instant::now() + timeout,
         cancel: run.token.clone(),
         notes,

@@ -130,6 +130,7 @@ async fn fail(store: &Store, payload: Value, errors: &[&str]) -> uuid::Uuid {
         due: Due::Now,
         tags: Vec::new(),
         key: None,
+        trace: None,
     };
     store.enqueue(&[job], Duration::from_secs(60)).await.unwrap();
     for (i, error) in errors.iter().enumerate() {

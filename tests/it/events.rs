@@ -143,6 +143,7 @@ async fn lost(place: &Place, store: &Store, max_attempts: u16) -> uuid::Uuid {
         due: Due::Now,
         tags: Vec::new(),
         key: None,
+        trace: None,
     };
     let batch = store.enqueue(std::slice::from_ref(&job), PATIENCE).await.unwrap();
     let mut connection = place.database().await.acquire().await.unwrap();

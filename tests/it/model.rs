@@ -252,6 +252,7 @@ async fn the_database_makes_the_moves_that_the_rules_allow_and_no_others() {
             due: Due::Now,
             tags: Vec::new(),
             key: None,
+            trace: None,
         };
         store.enqueue(std::slice::from_ref(&job), HOUR).await.unwrap();
         let workers = [0, 1].map(|n| format!("worker-{n}-of-{}", job.id));

@@ -57,6 +57,44 @@ async fn job(service: &Running) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_handler_is_told_the_trace_of_whoever_asked_and_each_run_is_a_span_of_its_own() {
+    const CALLER: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let (_place, service, mut handler) = with_type(json!({})).await;
+    let mut headers = HeaderMap::new();
+    headers.insert("traceparent", CALLER);
+    let body = json!({"type": "outside", "payload": {}}).to_string();
+    let reply =
+        service.nats.request_with_headers(service.subject("enqueue"), headers.clone(), body.into()).await.unwrap();
+    let id = serde_json::from_slice::<Value>(&reply.payload).unwrap()["jobId"].as_str().unwrap().to_owned();
+    let mut spans = Vec::new();
+    for answer in ["500", ""] {
+        let request = handler.next().await;
+        let (trace, span) = header(&request, "traceparent").split_at(36);
+        assert_eq!((trace, &span[16..]), (&CALLER[..36], "-01"));
+        spans.push(span.to_owned());
+        let failure: &[(&str, &str)] = &[("Nats-Service-Error-Code", answer), ("Nats-Service-Error", "no")];
+        handler.reply(&request, if answer.is_empty() { &[] } else { failure }, "1").await;
+    }
+    assert_eq!(service.finished(&id).await["status"], "completed");
+    assert!(spans[0] != spans[1] && spans.iter().all(|span| !CALLER.ends_with(span.as_str())), "{spans:?}");
+
+    // Whoever names none, or nonsense, gets a trace that is found by the job's id; over HTTP as well.
+    let http = reqwest::Client::new().post(service.url("/jobs")).header("traceparent", "nonsense");
+    let made: Value = http.json(&json!({"type": "outside", "payload": {}})).send().await.unwrap().json().await.unwrap();
+    let request = handler.next().await;
+    let id = made["jobId"].as_str().unwrap();
+    assert_eq!(header(&request, "traceparent")[3..35], id.replace('-', ""));
+    handler.reply(&request, &[], "1").await;
+    service.finished(id).await;
+    let bulk = reqwest::Client::new().post(service.url("/jobs/batch")).header("traceparent", CALLER);
+    bulk.json(&json!({"jobs": [{"type": "outside", "payload": {}}]})).send().await.unwrap();
+    let request = handler.next().await;
+    assert_eq!(header(&request, "traceparent")[..36], CALLER[..36]);
+    handler.reply(&request, &[], "1").await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_handler_is_told_the_job_and_its_answer_is_the_result() {
     let (_place, service, mut handler) = with_type(json!({"timeout": "10s"})).await;
     let id = job(&service).await;

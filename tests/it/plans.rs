@@ -28,6 +28,7 @@ fn job(n: usize) -> NewJob {
         due: Due::Now,
         tags: Vec::new(),
         key: Some(Key { text: format!("key-{n}"), content_hash: [0; 32] }),
+        trace: None,
     }
 }
 

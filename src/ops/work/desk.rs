@@ -25,7 +25,7 @@ use crate::{
         pull::{AckHandle, Delivery, LanePull},
     },
     flow::Closed,
-    job::model::JobId,
+    job::{Trace, model::JobId},
     ops::{Ops, error::ApiError, lost},
     store::{
         Store,
@@ -54,6 +54,7 @@ pub(crate) struct Fetched {
     pub run: i64,
     pub checkpoint: Option<Box<RawValue>>,
     pub deadline: DateTime<Utc>,
+    pub trace: Trace,
 }
 
 /// All trays of this process.
@@ -178,6 +179,7 @@ impl Desk {
 
 fn fetched(job: Claimed) -> Fetched {
     Fetched {
+        trace: job.trace(),
         id: job.id,
         run: job.run,
         checkpoint: job.checkpoint.map(|checkpoint| checkpoint.0),

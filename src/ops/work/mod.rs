@@ -70,6 +70,7 @@ impl Ops {
                 run: job.run,
                 checkpoint: job.checkpoint,
                 deadline: job.deadline,
+                traceparent: job.trace.to_string(),
                 lease_ms: lease,
             });
         }
