@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import signal
+from datetime import datetime, timezone
 
 import nats
 from nats.micro import add_service
@@ -60,22 +61,23 @@ async def main() -> None:
             await nc.publish(f"{QUEUE}.progress.{TYPE}.{job_id}", json.dumps({"run": run, **news}).encode())
 
         try:
-            result = await count_words(job, say)
+            # When this is over, nobody wants the result any more.
+            left = datetime.fromisoformat(headers["Job-Deadline"].replace("Z", "+00:00")) - datetime.now(timezone.utc)
+            result = await asyncio.wait_for(count_words(job, say), left.total_seconds())
             await request.respond(json.dumps(result).encode())
         except Permanent as fault:
             await request.respond_error("422", str(fault), headers={"Job-Retry": "false"})
         except TryAgain as fault:
             await request.respond_error("503", str(fault), headers={"Job-Retry-After": fault.after})
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, asyncio.TimeoutError):
             await request.respond_error("499", "stopped")
         except Exception as fault:  # whatever else: worth another attempt
             await request.respond_error("500", repr(fault))
-        finally:
-            running.pop(job_id, None)
 
     async def take(request: Request) -> None:
         # A task of its own, so that several jobs run at a time.
-        running[request.headers["Job-Id"]] = asyncio.create_task(work(request))
+        task = running[request.headers["Job-Id"]] = asyncio.create_task(work(request))
+        task.add_done_callback(lambda _: running.pop(request.headers["Job-Id"], None))
 
     async def cancel(message) -> None:
         task = running.get(message.subject.rsplit(".", 1)[1])
