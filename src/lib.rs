@@ -10,6 +10,7 @@ pub mod broker;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod conformance;
 pub mod dev;
 pub mod embed;
 pub mod faults;

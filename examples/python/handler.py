@@ -54,7 +54,7 @@ async def main() -> None:
     running: dict[str, asyncio.Task] = {}
 
     async def work(request: Request) -> None:
-        job, headers = json.loads(request.data), request.headers
+        headers = request.headers
         job_id, run = headers["Job-Id"], int(headers["Job-Run"])
 
         async def say(**news) -> None:
@@ -63,7 +63,7 @@ async def main() -> None:
         try:
             # When this is over, nobody wants the result any more.
             left = datetime.fromisoformat(headers["Job-Deadline"].replace("Z", "+00:00")) - datetime.now(timezone.utc)
-            result = await asyncio.wait_for(count_words(job, say), left.total_seconds())
+            result = await asyncio.wait_for(count_words(json.loads(request.data), say), left.total_seconds())
             await request.respond(json.dumps(result).encode())
         except Permanent as fault:
             await request.respond_error("422", str(fault), headers={"Job-Retry": "false"})

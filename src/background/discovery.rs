@@ -1,18 +1,18 @@
 //! Finds handlers that introduce themselves on the bus: NATS micro-services whose endpoints say which type they do.
-//!
-//! Source of the answers' shape: NATS ADR-32. What they say is checked like any other definition.
+//! What they say is checked like any other definition.
 
 use std::{collections::BTreeMap, time::Duration};
 
-use async_nats::Message;
 use futures_util::StreamExt;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::{Deps, Error};
-use crate::{ops::error::chain, types::Definition};
+use crate::{
+    ops::error::chain,
+    types::{Definition, introduction::types_of},
+};
 
 /// Time between two questions.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -20,19 +20,6 @@ const PERIOD: Duration = Duration::from_secs(5);
 const ANSWERS: Duration = Duration::from_millis(400);
 /// Most answers that are looked at in one round.
 const MOST: usize = 10_000;
-
-#[derive(Deserialize)]
-struct Info {
-    #[serde(default)]
-    endpoints: Vec<Endpoint>,
-}
-
-#[derive(Deserialize)]
-struct Endpoint {
-    subject: String,
-    #[serde(default)]
-    metadata: Option<BTreeMap<String, String>>,
-}
 
 pub(super) async fn work(deps: Deps, stop: CancellationToken) {
     if !deps.config.nats.discovery {
@@ -103,51 +90,8 @@ async fn ask(deps: &Deps) -> BTreeMap<String, Value> {
         && let Ok(Some(answer)) = timeout_at(end, answers.next()).await
     {
         n += 1;
-        found.extend(types_of(&answer, |name| deps.broker.subjects.handler(name)));
+        found.extend(types_of(&answer.payload, |name| deps.broker.subjects.handler(name)));
     }
     let _ = answers.unsubscribe().await;
     found
-}
-
-/// `subject_of`: where handlers of a type have to listen.
-fn types_of(answer: &Message, subject_of: impl Fn(&str) -> String) -> Vec<(String, Value)> {
-    let info: Info = match serde_json::from_slice(&answer.payload) {
-        Ok(info) => info,
-        Err(_) => return Vec::new(),
-    };
-    let one = |endpoint: Endpoint| {
-        let metadata = endpoint.metadata?;
-        let name = metadata.get("queue.type")?.clone();
-        (endpoint.subject == subject_of(&name)).then(|| (name, definition(&metadata)))
-    };
-    info.endpoints.into_iter().filter_map(one).collect()
-}
-
-/// The definition that the metadata of an endpoint amounts to; all its values are texts.
-fn definition(metadata: &BTreeMap<String, String>) -> Value {
-    let mut definition = json!({"handler": "nats"});
-    for (key, text) in metadata {
-        let Some(key) = key.strip_prefix("queue.").filter(|key| *key != "type") else { continue };
-        definition[key] = match key {
-            "maxAttempts" | "concurrency" | "payloadSchema" | "resultSchema" | "backoff" => {
-                serde_json::from_str(text).unwrap_or_else(|_| Value::from(text.clone()))
-            }
-            _ => Value::from(text.clone()),
-        };
-    }
-    definition
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn metadata_is_read_as_a_definition() {
-        let metadata = BTreeMap::from(
-            [("queue.type", "thumbnail"), ("queue.timeout", "2m"), ("queue.maxAttempts", "5"), ("other", "x")]
-                .map(|(key, value)| (key.to_owned(), value.to_owned())),
-        );
-        assert_eq!(definition(&metadata), json!({"handler": "nats", "timeout": "2m", "maxAttempts": 5}));
-    }
 }

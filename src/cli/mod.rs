@@ -7,6 +7,7 @@ mod bulk;
 mod cancel;
 mod completions;
 mod config;
+mod conformance;
 pub mod dev;
 mod each;
 mod enqueue;
@@ -110,6 +111,8 @@ pub enum Command {
     Pause(types::PauseArgs),
     /// Start jobs of a paused type again
     Resume(types::PauseArgs),
+    /// Check whether a handler or a pull worker in another language keeps the protocol
+    Conformance(Box<conformance::ConformanceArgs>),
     /// Measure the service on this machine
     Bench(bench::BenchArgs),
     /// The service that `bench` measures
@@ -165,6 +168,7 @@ async fn command(command: Command, scope: Option<JobType>, loaded: &Loaded, out:
         Command::Types(args) => types::run(args, &connect().await?, out).await,
         Command::Pause(args) => types::set(Verb::PauseType, args, &connect().await?, out).await,
         Command::Resume(args) => types::set(Verb::ResumeType, args, &connect().await?, out).await,
+        Command::Conformance(args) => conformance::run(*args, &loaded.config, out).await,
         Command::Bench(args) => bench::run(args, own(), out).await,
         Command::BenchServe => {
             crate::bench::serve(own()).await?;

@@ -5,10 +5,10 @@
 
 pub(crate) mod late;
 mod over_http;
-mod over_nats;
+pub(crate) mod over_nats;
 mod presence;
-mod replies;
-mod reply;
+pub(crate) mod replies;
+pub(crate) mod reply;
 mod request;
 
 use std::{sync::Arc, time::Duration};

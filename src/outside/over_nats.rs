@@ -135,7 +135,7 @@ async fn silence(heartbeat: Option<Duration>, heard: watch::Receiver<Instant>) -
     }
 }
 
-pub(super) fn said(answer: &Message) -> Said<'_> {
+pub(crate) fn said(answer: &Message) -> Said<'_> {
     let header = |name: &str| answer.headers.as_ref().and_then(|headers| headers.get(name)).map(|value| value.as_str());
     Said {
         error_code: header("Nats-Service-Error-Code"),

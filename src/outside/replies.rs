@@ -48,7 +48,7 @@ pub(super) struct Expected {
 
 /// What a handler publishes on `queue.progress.<type>.<id>`.
 #[derive(Debug, Deserialize)]
-pub(super) struct Sign {
+pub(crate) struct Sign {
     pub run: i64,
     pub percent: Option<f64>,
     pub message: Option<String>,

@@ -5,6 +5,7 @@
 //! works with types that fit together. `background::types` keeps it up to date.
 
 pub mod definition;
+pub(crate) mod introduction;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

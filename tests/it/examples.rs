@@ -14,7 +14,7 @@ use crate::{
     harness::{PATIENCE, Running, start, until},
 };
 
-fn example(path: &str) -> PathBuf {
+pub fn example(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples").join(path)
 }
 
@@ -72,30 +72,30 @@ fn built(path: &str) -> PathBuf {
 }
 
 /// How a language is run: a program, and what goes before the example's own arguments.
-struct Language {
-    program: PathBuf,
+pub struct Language {
+    pub program: PathBuf,
     client: Vec<String>,
-    handler: Vec<String>,
+    pub handler: Vec<String>,
 }
 
 impl Language {
-    fn python() -> Self {
+    pub fn python() -> Self {
         let script = |name: &str| vec![example("python").join(name).display().to_string()];
         Self { program: python(), client: script("client.py"), handler: script("handler.py") }
     }
 
-    fn typescript() -> Self {
+    pub fn typescript() -> Self {
         let script = |name: &str| vec![built("typescript/dist").join(name).display().to_string()];
         Self { program: tool("node"), client: script("client.js"), handler: script("handler.js") }
     }
 
-    fn go() -> Self {
+    pub fn go() -> Self {
         // A program that runs another one is one more way to have a program and what goes before.
         let program = |name: &str| vec![built("go").join(name).display().to_string()];
         Self { program: tool("env"), client: program("client"), handler: program("handler") }
     }
 
-    fn java() -> Self {
+    pub fn java() -> Self {
         let target = built("java/target");
         let class = |name: &str| {
             let path = format!("{}:{}/*", target.join("classes").display(), target.join("dependency").display());

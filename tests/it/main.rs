@@ -10,6 +10,7 @@ mod child;
 mod cli;
 mod clock;
 mod cluster;
+mod conformance;
 mod crash;
 mod database;
 mod dead_letter;

@@ -174,7 +174,8 @@ func main() {
 	// No new jobs; those that run may end.
 	_ = service.Stop()
 	h.ended.Wait()
-	_ = nc.Drain()
+	_ = nc.FlushTimeout(5 * time.Second)
+	nc.Close()
 }
 
 func env(name, otherwise string) string {

@@ -1,0 +1,122 @@
+//! Does a foreign handler or pull worker keep the protocol? This module plays the service for it, looks closely at what it
+//! answers, and says what it found. The rules are those of docs/protocol.md, judged by the code that judges real answers.
+//!
+//! `handler` asks handlers that are called, `pull` is asked by workers that fetch; `peer`, `office` and `program` are the
+//! means, `report` the end.
+
+mod handler;
+mod office;
+mod peer;
+mod program;
+mod pull;
+mod report;
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use async_nats::{Client, ConnectOptions};
+use serde_json::value::RawValue;
+
+use crate::{
+    broker::login,
+    config,
+    job::{JobType, json},
+};
+use program::Program;
+use report::Sheet;
+pub use report::{Finding, Report, Verdict};
+
+/// Longest result. Source: docs/protocol.md.
+const RESULT_MAX: usize = 256 * 1024;
+/// How long the kit waits for a first sign of the one who is examined.
+const FIRST: Duration = Duration::from_secs(30);
+
+/// Who is examined.
+#[derive(Clone, Debug)]
+pub enum Examinee {
+    /// A handler that is called on this subject.
+    Handler { subject: String },
+    /// A worker that fetches jobs of this type.
+    Puller { job_type: JobType },
+}
+
+/// What is examined, and with which jobs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub examinee: Examinee,
+    /// Of a job that succeeds.
+    pub payload: Box<RawValue>,
+    /// Of a job that can never succeed.
+    pub bad: Option<Box<RawValue>>,
+    /// Of a job that takes at least ten seconds.
+    pub slow: Option<Box<RawValue>>,
+    /// Of a job whose result would be larger than 256 KiB.
+    pub large: Option<Box<RawValue>>,
+    /// How long an ordinary job may take.
+    pub patience: Duration,
+    /// Started before and ended after, with NATS_URL and QUEUE_PREFIX in its environment.
+    pub command: Vec<String>,
+}
+
+/// Examines. `told` hears of each finding as it is made.
+///
+/// # Errors
+/// No connection, a program that can't be started, a service that answers where the kit has to; not what is found out.
+pub async fn run(nats: &config::Nats, options: &Options, told: impl FnMut(&Finding)) -> anyhow::Result<Report> {
+    check(options)?;
+    let client = connect(nats).await?;
+    match &options.examinee {
+        Examinee::Handler { subject } => {
+            let (prefix, job_type) = parts_of(subject)?;
+            let program = Program::start(&options.command, nats, prefix)?;
+            let peer = peer::Peer::new(client, prefix, job_type);
+            handler::examine(peer, options, program, Sheet::new(subject, told)).await
+        }
+        Examinee::Puller { job_type } => {
+            let office = office::Office::open(client, &nats.prefix, job_type.clone()).await?;
+            let program = Program::start(&options.command, nats, &nats.prefix)?;
+            let what = format!("the pull worker of {job_type}");
+            pull::examine(office, options, program, Sheet::new(&what, told)).await
+        }
+    }
+}
+
+/// The prefix and the type that a handler's subject names.
+fn parts_of(subject: &str) -> anyhow::Result<(&str, JobType)> {
+    let parts = subject.split_once(".handlers.");
+    let (prefix, name) = parts.with_context(|| format!("'{subject}' is no <prefix>.handlers.<type>"))?;
+    let job_type = JobType::new(name).with_context(|| format!("'{name}' is no job type"))?;
+    Ok((prefix, job_type))
+}
+
+/// What could not be handed in could not come to a handler either.
+fn check(options: &Options) -> anyhow::Result<()> {
+    let all = [Some(&options.payload), options.bad.as_ref(), options.slow.as_ref(), options.large.as_ref()];
+    for payload in all.into_iter().flatten() {
+        if let Err(fault) = json::check_value(payload.get().as_bytes()) {
+            bail!("a payload can't be handed in: {fault}");
+        }
+    }
+    Ok(())
+}
+
+async fn connect(config: &config::Nats) -> anyhow::Result<Client> {
+    let options = ConnectOptions::new()
+        .name("queue-service conformance")
+        .custom_inbox_prefix(&config.inbox_prefix)
+        .connection_timeout(Duration::from_secs(2));
+    let (options, servers) = login::prepare(options, config).await?;
+    options.connect(servers).await.context("no connection to NATS; `queue-service dev` starts one")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subject_names_the_prefix_and_the_type() {
+        let (prefix, job_type) = parts_of("queue.handlers.word-count").unwrap();
+        assert_eq!((prefix, job_type.as_str()), ("queue", "word-count"));
+        assert!(parts_of("word-count").is_err() && parts_of("queue.handlers.Word Count").is_err());
+    }
+}

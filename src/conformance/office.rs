@@ -1,0 +1,290 @@
+//! The service's end of the protocol for pull workers: gives jobs out, and takes what becomes of them.
+
+use std::{collections::HashMap, time::Duration};
+
+use anyhow::ensure;
+use async_nats::{Client, HeaderMap, Message, Subject, Subscriber};
+use chrono::{SecondsFormat, Utc};
+use futures_util::StreamExt;
+use serde_json::{Value, json, value::RawValue};
+use tokio::time::{Instant, timeout_at};
+
+use crate::{
+    job::{JobType, Trace, model::JobId},
+    ops::{
+        input,
+        wire::{CompleteRequest, FailRequest, FetchRequest, HeartbeatRequest, ReleaseRequest},
+    },
+};
+
+/// An empty answer comes after this or `waitMs`, so that no check has to wait long for the next fetch.
+const EMPTY: Duration = Duration::from_millis(200);
+/// Unless the worker says otherwise. Source: docs/protocol.md.
+const LEASE_MS: i64 = 30_000;
+
+pub(super) struct Office {
+    nats: Client,
+    prefix: String,
+    pub job_type: JobType,
+    requests: Subscriber,
+    /// What heartbeats of runs are told that are not simply held.
+    pub states: HashMap<(JobId, i64), &'static str>,
+    /// What was wrong with requests.
+    pub faults: Vec<String>,
+    /// When which run gave a sign of life.
+    pub beats: Vec<(Instant, JobId, i64)>,
+    /// The name that the worker gave with its last fetch.
+    pub worker: Option<String>,
+}
+
+/// A job that was given out.
+#[derive(Clone, Copy)]
+pub(super) struct Given {
+    pub id: JobId,
+    pub run: i64,
+    pub at: Instant,
+    pub lease: Duration,
+}
+
+/// What the worker says became of a run.
+pub(super) struct Outcome {
+    /// `complete`, `fail` or `release`.
+    pub verb: String,
+    pub body: Value,
+    /// Bytes of the result.
+    pub size: usize,
+    reply: Option<Subject>,
+}
+
+enum Asked {
+    Fetch { lease_ms: i64, wait: Duration, reply: Option<Subject> },
+    Outcome { id: JobId, run: i64, outcome: Outcome },
+}
+
+impl Office {
+    /// # Errors
+    /// A service answers under the prefix already.
+    pub async fn open(nats: Client, prefix: &str, job_type: JobType) -> anyhow::Result<Self> {
+        let asked = nats.request(format!("{prefix}.getStats"), "{}".into()).await;
+        ensure!(
+            asked.is_err(),
+            "a service answers under the prefix '{prefix}', and the kit has to be the only one: give both another with --prefix"
+        );
+        let requests = nats.subscribe(format!("{prefix}.work.>")).await?;
+        nats.flush().await?;
+        let (states, faults, beats) = (HashMap::new(), Vec::new(), Vec::new());
+        Ok(Self { nats, prefix: prefix.to_owned(), job_type, requests, states, faults, beats, worker: None })
+    }
+
+    /// Gives a job out with the next fetch; `None`: there is none before `end`.
+    pub async fn give(&mut self, payload: &RawValue, id: JobId, run: i64, end: Instant) -> Option<Given> {
+        loop {
+            match self.next(end).await? {
+                Asked::Fetch { lease_ms, reply, .. } => {
+                    let lease = Duration::from_millis(lease_ms.unsigned_abs());
+                    let body = json!({"jobs": [self.job(payload, id, run, lease)]});
+                    self.answer(reply, &body).await;
+                    return Some(Given { id, run, at: Instant::now(), lease });
+                }
+                Asked::Outcome { outcome, .. } => self.refuse(&outcome).await,
+            }
+        }
+    }
+
+    /// What becomes of a run, if it is said before `end`. Meanwhile there is no other work.
+    pub async fn outcome(&mut self, given: Given, end: Instant) -> Option<Outcome> {
+        loop {
+            match self.next(end).await? {
+                Asked::Fetch { wait, reply, .. } => self.nothing(wait, reply),
+                Asked::Outcome { id, run, outcome } if (id, run) == (given.id, given.run) => return Some(outcome),
+                Asked::Outcome { outcome, .. } => self.refuse(&outcome).await,
+            }
+        }
+    }
+
+    /// Waits until the worker asks for work, or says something of `given` again, which is counted and refused.
+    pub async fn until_fetch(&mut self, given: Given, end: Instant) -> (bool, usize) {
+        let mut repeated = 0;
+        while let Some(asked) = self.next(end).await {
+            match asked {
+                Asked::Fetch { wait, reply, .. } => {
+                    self.nothing(wait, reply);
+                    return (true, repeated);
+                }
+                Asked::Outcome { id, run, outcome } => {
+                    repeated += usize::from((id, run) == (given.id, given.run));
+                    self.refuse(&outcome).await;
+                }
+            }
+        }
+        (false, repeated)
+    }
+
+    /// Waits for a heartbeat of a run.
+    pub async fn beat(&mut self, given: Given, end: Instant) -> Option<Duration> {
+        loop {
+            let beat = self.beats.iter().find(|(_, id, run)| (*id, *run) == (given.id, given.run));
+            if let Some((at, ..)) = beat {
+                return Some(*at - given.at);
+            }
+            match self.next_or_beat(end).await? {
+                None => {}
+                Some(Asked::Fetch { wait, reply, .. }) => self.nothing(wait, reply),
+                // It was over before a heartbeat was due.
+                Some(Asked::Outcome { outcome, .. }) => {
+                    self.accept(&outcome).await;
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Records an outcome, and says so.
+    pub async fn accept(&self, outcome: &Outcome) {
+        let status = match outcome.verb.as_str() {
+            "complete" => "completed",
+            "fail" if outcome.body["retry"] == false => "failed",
+            _ => "pending",
+        };
+        self.answer(outcome.reply.clone(), &json!({"jobId": outcome.body["jobId"], "status": status})).await;
+    }
+
+    /// Says that the run is not the worker's any more.
+    pub async fn refuse(&self, outcome: &Outcome) {
+        let detail = "the run is over: another one has begun, its time was up, or somebody cancelled it";
+        self.say_no(outcome.reply.clone(), 409, "lease_lost", detail).await;
+    }
+
+    async fn say_no(&self, to: Option<Subject>, status: u16, code: &str, detail: &str) {
+        let problem = json!({
+            "type": "about:blank", "title": "Refused", "status": status, "code": code, "detail": detail, "errors": [],
+        });
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Service-Error-Code", status.to_string());
+        headers.insert("Nats-Service-Error", code);
+        if let Some(to) = to {
+            let _ = self.nats.publish_with_headers(to, headers, problem.to_string().into()).await;
+        }
+    }
+
+    async fn next(&mut self, end: Instant) -> Option<Asked> {
+        loop {
+            if let Some(asked) = self.next_or_beat(end).await? {
+                return Some(asked);
+            }
+        }
+    }
+
+    /// The next request; heartbeats are answered and come out as `Some(None)`, as do those that are not understood.
+    async fn next_or_beat(&mut self, end: Instant) -> Option<Option<Asked>> {
+        let message = timeout_at(end, self.requests.next()).await.ok().flatten()?;
+        let rest = &message.subject[self.prefix.len() + ".work.".len()..];
+        let verb = rest.split('.').next().unwrap_or_default().to_owned();
+        let asked = match verb.as_str() {
+            "fetch" => self.fetch(&message),
+            "heartbeat" => match input::decode::<HeartbeatRequest>(&message.payload) {
+                Ok(request) => {
+                    self.heartbeat(&request, message.reply.clone()).await;
+                    Ok(None)
+                }
+                Err(refused) => Err(refused.detail),
+            },
+            "complete" | "fail" | "release" => outcome(&verb, &message).map(Some),
+            _ => Err("there is no such request".into()),
+        };
+        match asked {
+            Ok(asked) => Some(asked),
+            Err(fault) => {
+                self.say_no(message.reply.clone(), 400, "invalid_request", &fault).await;
+                self.faults.push(format!("work.{verb}: {fault}"));
+                Some(None)
+            }
+        }
+    }
+
+    fn fetch(&mut self, message: &Message) -> Result<Option<Asked>, String> {
+        let request: FetchRequest = input::decode(&message.payload).map_err(|refused| refused.detail)?;
+        let scoped = message.subject.ends_with(&format!(".fetch.{}", self.job_type));
+        let named = request.types.as_ref().is_some_and(|types| types.iter().any(|name| name == self.job_type.as_str()));
+        if !named && !scoped {
+            return Err(format!("/types does not name '{}'", self.job_type));
+        }
+        let within = |name: &str, value: Option<i64>, low: i64, high: i64| match value {
+            Some(value) if !(low..=high).contains(&value) => Err(format!("/{name} must be {low} to {high}")),
+            _ => Ok(()),
+        };
+        within("max", request.max, 1, 100)?;
+        within("waitMs", request.wait_ms, 0, 30_000)?;
+        within("leaseMs", request.lease_ms, 1000, 3_600_000)?;
+        let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if !(1..=100).contains(&request.worker_id.len()) || !request.worker_id.chars().all(legal) {
+            return Err("/workerId must be 1 to 100 letters, digits, '-', '_' or '.'".into());
+        }
+        self.worker = Some(request.worker_id);
+        let wait = Duration::from_millis(request.wait_ms.unwrap_or(0).unsigned_abs());
+        let lease_ms = request.lease_ms.unwrap_or(LEASE_MS);
+        Ok(Some(Asked::Fetch { lease_ms, wait, reply: message.reply.clone() }))
+    }
+
+    async fn heartbeat(&mut self, request: &HeartbeatRequest, reply: Option<Subject>) {
+        if self.worker.as_ref().is_some_and(|name| *name != request.worker_id) {
+            self.faults.push("work.heartbeat: workerId is not that of the fetch".into());
+        }
+        let mut runs = Vec::new();
+        for beat in &request.runs {
+            self.beats.push((Instant::now(), beat.job_id.0, beat.run));
+            let state = self.states.get(&(beat.job_id.0, beat.run)).copied().unwrap_or("held");
+            runs.push(json!({"jobId": beat.job_id.0, "run": beat.run, "state": state}));
+        }
+        self.answer(reply, &json!({"runs": runs})).await;
+    }
+
+    fn job(&self, payload: &RawValue, id: JobId, run: i64, lease: Duration) -> Value {
+        let text = |at: chrono::DateTime<Utc>| at.to_rfc3339_opts(SecondsFormat::Micros, true);
+        let now = text(Utc::now());
+        json!({
+            "id": id, "type": self.job_type.as_str(), "status": "processing", "payload": payload, "priority": 0,
+            "attempts": 1, "maxAttempts": 3, "result": null, "error": null, "errors": [], "progress": null, "tags": [],
+            "idempotencyKey": null, "workerId": self.worker, "note": null, "createdAt": now, "runAt": now, "startedAt": now,
+            "finishedAt": null, "run": run, "checkpoint": null, "deadline": text(Utc::now() + Duration::from_secs(300)),
+            "leaseMs": lease.as_millis() as u64, "traceparent": Trace::of_job(id).of_run(id, run).to_string(),
+            "ofLaterVersions": {"more": [1]},
+        })
+    }
+
+    /// An empty answer, later.
+    fn nothing(&self, wait: Duration, reply: Option<Subject>) {
+        let (nats, wait) = (self.nats.clone(), wait.min(EMPTY));
+        tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            if let Some(to) = reply {
+                let _ = nats.publish(to, json!({"jobs": []}).to_string().into()).await;
+            }
+        });
+    }
+
+    async fn answer(&self, to: Option<Subject>, body: &Value) {
+        if let Some(to) = to {
+            let _ = self.nats.publish(to, body.to_string().into()).await;
+        }
+    }
+}
+
+fn outcome(verb: &str, message: &Message) -> Result<Asked, String> {
+    let (id, run, size) = match verb {
+        "complete" => {
+            let request: CompleteRequest = input::decode(&message.payload).map_err(|refused| refused.detail)?;
+            (request.job_id.0, request.run, request.result.map_or(0, |result| result.get().len()))
+        }
+        "fail" => {
+            let request: FailRequest = input::decode(&message.payload).map_err(|refused| refused.detail)?;
+            (request.job_id.0, request.run, 0)
+        }
+        _ => {
+            let request: ReleaseRequest = input::decode(&message.payload).map_err(|refused| refused.detail)?;
+            (request.job_id.0, request.run, 0)
+        }
+    };
+    let body = serde_json::from_slice(&message.payload).map_err(|e| e.to_string())?;
+    Ok(Asked::Outcome { id, run, outcome: Outcome { verb: verb.to_owned(), body, size, reply: message.reply.clone() } })
+}
