@@ -78,8 +78,16 @@ impl Ops {
             let message = format!("{} jobs; a request takes 1 to {MAX_BULK}", request.jobs.len());
             return Err(ApiError::fault(Code::InvalidRequest, "/jobs", message));
         }
-        let checked: Vec<Result<NewJob, ApiError>> =
-            request.jobs.iter().map(|raw| self.check(scope, raw.get().as_bytes(), options)).collect();
+        let check = |raw: &RawValue| self.check(scope, raw.get().as_bytes(), options);
+        let mut checked: Vec<Result<NewJob, ApiError>> = request.jobs.iter().map(|raw| check(raw)).collect();
+        let is_unknown = |job: &Result<NewJob, ApiError>| matches!(job, Err(e) if e.code == Code::UnknownType);
+        if checked.iter().any(is_unknown) {
+            // As for a single one.
+            self.types.search().await;
+            for (job, raw) in checked.iter_mut().zip(&request.jobs).filter(|(job, _)| is_unknown(job)) {
+                *job = check(raw);
+            }
+        }
         drop(request);
         let mut ids = Vec::new();
         let mut good = Vec::new();

@@ -35,6 +35,7 @@ mod import;
 mod inbox;
 mod list;
 mod load;
+mod many;
 mod micro;
 mod model;
 mod outage;

@@ -200,8 +200,11 @@ async fn a_handler_that_introduces_itself_becomes_a_type_without_anyone_configur
         "queue.payloadSchema": r#"{"type": "object"}"#,
     });
     let handler = introduce(&service, subject.clone(), metadata).await;
-    // At once when somebody asks for it.
-    let id = service.enqueue(json!({"type": "thumbnail", "payload": {}})).await;
+    // At once when somebody asks for it, in a bulk request, too.
+    let job = json!({"type": "thumbnail", "payload": {}});
+    let many = service.call("enqueueMany", json!({"jobs": [job, {"type": "nobody", "payload": {}}, job]})).await;
+    assert_eq!(many["results"][1]["error"]["code"], "unknown_type");
+    let id = many["results"][2]["jobId"].as_str().unwrap().to_owned();
     assert_eq!(service.job(&id).await["maxAttempts"], 7);
     let info = service.call("listTypes.thumbnail", json!({})).await["types"][0].clone();
     assert_eq!(
