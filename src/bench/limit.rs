@@ -76,7 +76,7 @@ pub(super) async fn measure(servers: &Servers, ours: &[Row]) -> anyhow::Result<V
         rows.push(Row {
             name: format!("limit of {}", row.name),
             per_second: Some(limit),
-            share_of_limit: Some(per_second / limit),
+            share: Some(per_second / limit),
             ..Row::default()
         });
     }

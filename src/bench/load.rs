@@ -13,7 +13,7 @@ use bytes::Bytes;
 use hdrhistogram::Histogram;
 use serde_json::Value;
 
-use super::stage::{Door, Stage};
+use super::stage::{Client, Door};
 
 /// How requests fared.
 pub(super) struct Outcome {
@@ -29,7 +29,7 @@ pub(super) fn histogram() -> Histogram<u64> {
 
 /// Sends `requests` bodies with `concurrency` in flight; every answer must be good for `jobs_each` jobs.
 pub(super) async fn drive(
-    stage: &Stage,
+    client: &Client,
     door: Door,
     body: Bytes,
     jobs_each: usize,
@@ -41,12 +41,12 @@ pub(super) async fn drive(
     let began = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..concurrency.min(requests) {
-        let (left, all, stage, body) = (left.clone(), all.clone(), stage.client(), body.clone());
+        let (left, all, client, body) = (left.clone(), all.clone(), client.clone(), body.clone());
         tasks.spawn(async move {
             let mut latency = histogram();
             while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok() {
                 let sent = Instant::now();
-                let answer = stage.send(door, jobs_each > 1, body.clone()).await?;
+                let answer = client.send(door, jobs_each > 1, body.clone()).await?;
                 latency.saturating_record(sent.elapsed().as_micros() as u64);
                 check(&answer, jobs_each)?;
             }

@@ -3,8 +3,11 @@
 //! Load comes from this process, the service runs in a child, Postgres and nats-server run with their durable defaults.
 //! Every scenario checks itself: a run that lost a job, or did one twice, is an error and no figure.
 
+mod fill;
+mod grow;
 mod limit;
 mod load;
+mod mixed;
 mod noop;
 mod report;
 mod scenarios;
@@ -32,6 +35,10 @@ pub enum Scenario {
     Latency,
     /// What the parts can do by themselves, and our share of it
     Limit,
+    /// With millions of finished and waiting jobs, beside a service that has none: is anything slower?
+    Grow,
+    /// One load beside another: does a flood, a slow handler or a retry delay hold anybody up?
+    Mixed,
     /// Mixed load for many minutes, and a kill in each: is anything lost, does anything grow, is the rate back soon?
     Soak,
 }
@@ -47,6 +54,9 @@ pub struct Options {
     /// Jobs per second of the latency scenario, and for how many seconds.
     pub rate: u32,
     pub seconds: u32,
+    /// Finished and waiting jobs of `grow`.
+    pub finished: u64,
+    pub waiting: usize,
     /// Minutes of the soak.
     pub minutes: u32,
     /// Measure a service that runs already: the type of its jobs and their payload.
@@ -64,7 +74,7 @@ pub async fn run(options: Options, config: crate::config::Config) -> anyhow::Res
         None => Stage::own(&config).await?,
         Some((job_type, payload)) => Stage::running(&config, job_type, payload).await?,
     };
-    let measured = measure(&options, &stage).await;
+    let measured = measure(&options, &config, &stage).await;
     stage.end().await;
     let table = measured?;
     if options.json {
@@ -75,7 +85,7 @@ pub async fn run(options: Options, config: crate::config::Config) -> anyhow::Res
     Ok(())
 }
 
-async fn measure(options: &Options, stage: &Stage) -> anyhow::Result<Table> {
+async fn measure(options: &Options, config: &crate::config::Config, stage: &Stage) -> anyhow::Result<Table> {
     let say = |text: &str| {
         if !options.quiet {
             eprintln!("{text}");
@@ -117,7 +127,15 @@ async fn measure(options: &Options, stage: &Stage) -> anyhow::Result<Table> {
             }
             Scenario::Latency => {
                 say(&format!("{} jobs a second for {} s …", options.rate, options.seconds));
-                rows.extend(scenarios::latency(stage, options.rate, options.seconds).await?);
+                rows.extend(scenarios::latency(stage, &stage.client(), options.rate, options.seconds).await?);
+            }
+            Scenario::Grow => {
+                ensure!(stage.is_own(), "`grow` fills a database with millions of rows: private servers only");
+                rows.extend(grow::run(stage, config, options, &say).await?);
+            }
+            Scenario::Mixed => {
+                ensure!(stage.is_own(), "`mixed` needs job types of its own: private servers only");
+                rows.extend(mixed::run(stage, options, &say).await?);
             }
             Scenario::Soak => {
                 ensure!(stage.is_own(), "`soak` kills what it measures: private servers only");

@@ -1,31 +1,41 @@
-//! The service that is measured: as `serve`, with one more type whose jobs do nothing.
+//! The service that is measured: as `serve`, with two more types whose jobs do nothing.
 
 use std::time::Duration;
 
-use serde_json::Value;
+use schemars::JsonSchema;
+use serde::Deserialize;
 
 use crate::{
     config::Config,
-    handlers::{Handler, RunContext},
+    handlers::{AnyHandler, Registry, RunContext},
     job::Failure,
     service::{Service, Signals},
 };
 
 pub(super) const TYPE: &str = "bench";
 
-struct Noop;
+/// Further types of the same kind, for loads that are to stay apart.
+pub(super) const OTHER: &str = "bench-other";
 
-impl Handler for Noop {
-    const TYPE: &'static str = TYPE;
-    const ABOUT: &'static str = "Does nothing, or takes `ms` for it.";
-    type Payload = Value;
-    type Output = ();
+/// What a job of these types does.
+#[derive(Deserialize, JsonSchema)]
+struct Task {
+    /// Takes so long for it.
+    ms: Option<u64>,
+    /// Fails so many times, to be tried again.
+    failures: Option<u16>,
+}
 
-    async fn run(&self, _: &RunContext, payload: Value) -> Result<(), Failure> {
-        if let Some(ms) = payload["ms"].as_u64() {
-            tokio::time::sleep(Duration::from_millis(ms)).await;
+async fn noop(ctx: RunContext, (): (), task: Task) -> Result<(), Failure> {
+    if let Some(ms) = task.ms {
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(ms)) => {}
+            () = ctx.cancelled() => return Err(Failure::retry("stopped")),
         }
-        Ok(())
+    }
+    match task.failures {
+        Some(failures) if ctx.attempt <= failures => Err(Failure::retry("as asked")),
+        _ => Ok(()),
     }
 }
 
@@ -35,7 +45,11 @@ impl Handler for Noop {
 /// As [`crate::service::run`].
 pub async fn serve(config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
-    let add = |registry: crate::handlers::Registry| Ok(registry.with(Noop)?);
+    let add = |registry: Registry| {
+        [TYPE, OTHER].into_iter().try_fold(registry, |registry, name| {
+            Ok(registry.with_any(AnyHandler::function(name, "Does nothing, or as its payload says.", (), noop)?)?)
+        })
+    };
     let service = Service::start_with(config, axum::Router::new(), add).await?;
     signals.next().await;
     service.stop(signals.hurry()).await?;

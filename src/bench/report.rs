@@ -28,8 +28,8 @@ pub(super) struct Row {
     pub cpu_ms_per_thousand: Option<Parts>,
     /// MiB at the end.
     pub memory: Option<Parts>,
-    /// Of what the parts could do together, for the rows of `limit`.
-    pub share_of_limit: Option<f64>,
+    /// Of what the parts could do together, for the rows of `limit`; of the row before, for those of `grow` and `mixed`.
+    pub share: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -103,7 +103,7 @@ impl Table {
             "P99.9 MS",
             "CPU MS/1000 (SERVICE POSTGRES NATS)",
             "MIB (SERVICE POSTGRES NATS)",
-            "OF LIMIT",
+            "SHARE",
         ]);
         let number = |value: Option<f64>, digits: usize| value.map_or("–".into(), |v| format!("{v:.digits$}"));
         let parts = |parts: Option<Parts>| {
@@ -118,7 +118,7 @@ impl Table {
                 number(row.latency.map(|l| l.p999_ms), 2),
                 parts(row.cpu_ms_per_thousand),
                 parts(row.memory),
-                row.share_of_limit.map_or("–".into(), |share| format!("{:.0} %", share * 100.0)),
+                row.share.map_or("–".into(), |share| format!("{:.0} %", share * 100.0)),
             ]);
         }
         table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));

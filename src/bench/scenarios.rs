@@ -41,7 +41,7 @@ pub(super) async fn enqueue(stage: &Stage, door: Door, jobs: usize, concurrency:
     let before = client.counts().await?;
     let sample = stage.sample();
     let body = Bytes::from(client.request().to_string());
-    let outcome = drive(stage, door, body, 1, jobs, concurrency).await?;
+    let outcome = drive(&client, door, body, 1, jobs, concurrency).await?;
     let row = Row::rate(&format!("enqueue {door:?} {concurrency}"), jobs, outcome.took, sample, stage.sample());
     let waiting = client.counts().await?.pending - before.pending;
     ensure!(waiting == jobs as i64, "{jobs} jobs were accepted, {waiting} are waiting");
@@ -61,7 +61,7 @@ pub(super) async fn bulk(stage: &Stage, jobs: usize, meanwhile: Meanwhile) -> an
     let many: Vec<Value> = (0..BULK).map(|_| client.request()).collect();
     let body = Bytes::from(json!({"jobs": many}).to_string());
     let began = Instant::now();
-    let outcome = drive(stage, Door::Rpc, body, BULK, requests, BULK_IN_FLIGHT).await?;
+    let outcome = drive(&client, Door::Rpc, body, BULK, requests, BULK_IN_FLIGHT).await?;
     let (name, took) = match meanwhile {
         Meanwhile::Nothing => ("bulk enqueue", outcome.took),
         Meanwhile::Run => {
@@ -81,7 +81,7 @@ pub(super) async fn drain(stage: &Stage, jobs: usize) -> anyhow::Result<Row> {
     let requests = jobs.div_ceil(BULK);
     let jobs = requests * BULK;
     let many: Vec<Value> = (0..BULK).map(|_| client.request()).collect();
-    drive(stage, Door::Rpc, Bytes::from(json!({"jobs": many}).to_string()), BULK, requests, BULK_IN_FLIGHT).await?;
+    drive(&client, Door::Rpc, Bytes::from(json!({"jobs": many}).to_string()), BULK, requests, BULK_IN_FLIGHT).await?;
     let sample = stage.sample();
     let began = Instant::now();
     client.resume().await?;
@@ -97,7 +97,7 @@ pub(super) async fn lifecycle(stage: &Stage, jobs: usize, concurrency: usize) ->
     let sample = stage.sample();
     let began = Instant::now();
     let body = Bytes::from(client.request().to_string());
-    let outcome = drive(stage, Door::Rpc, body, 1, jobs, concurrency).await?;
+    let outcome = drive(&client, Door::Rpc, body, 1, jobs, concurrency).await?;
     until_completed(&client, before.completed + jobs as i64).await?;
     let row = Row::rate(&format!("lifecycle {concurrency}"), jobs, began.elapsed(), sample, stage.sample());
     run_all(&client, before.completed + jobs as i64).await?;
@@ -106,9 +106,20 @@ pub(super) async fn lifecycle(stage: &Stage, jobs: usize, concurrency: usize) ->
 
 /// At a fixed rate, whatever the answers: a slow answer delays no later request, and each is measured from the moment
 /// when it should have gone (Gil Tene's coordinated omission).
-pub(super) async fn latency(stage: &Stage, rate: u32, seconds: u32) -> anyhow::Result<Vec<Row>> {
-    let client = stage.client();
+pub(super) async fn latency(stage: &Stage, client: &Client, rate: u32, seconds: u32) -> anyhow::Result<Vec<Row>> {
     let before = client.counts().await?;
+    let rows = latency_beside(stage, client, rate, seconds).await?;
+    run_all(client, before.completed + i64::from(rate * seconds)).await?;
+    Ok(rows)
+}
+
+/// As [`latency`], while there are other jobs of the type that are not to be waited for.
+pub(super) async fn latency_beside(
+    stage: &Stage,
+    client: &Client,
+    rate: u32,
+    seconds: u32,
+) -> anyhow::Result<Vec<Row>> {
     let started = client.nats().subscribe(client.events("started")).await?;
     let completed = client.nats().subscribe(client.events("completed")).await?;
     client.nats().flush().await?;
@@ -125,12 +136,10 @@ pub(super) async fn latency(stage: &Stage, rate: u32, seconds: u32) -> anyhow::R
     let (started, completed) = (seen(started), seen(completed));
     let sample = stage.sample();
     let body = Bytes::from(client.request().to_string());
-    let mut ticks = tokio::time::interval(Duration::from_secs(1) / rate);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
+    let mut ticks = ticks(Duration::from_secs(1) / rate, jobs);
     let mut tasks = tokio::task::JoinSet::new();
     let began = Instant::now();
-    for _ in 0..jobs {
-        let due = ticks.tick().await.into_std();
+    while let Some(due) = ticks.recv().await {
         let (client, body) = (client.clone(), body.clone());
         tasks.spawn(async move {
             let answer = client.send(Door::Rpc, false, body).await?;
@@ -161,8 +170,24 @@ pub(super) async fn latency(stage: &Stage, rate: u32, seconds: u32) -> anyhow::R
         }
         rows.push(Row::rate(&format!("{rate}/s: {name}"), jobs, took, sample, after).latency(&latency));
     }
-    run_all(&client, before.completed + jobs as i64).await?;
     Ok(rows)
+}
+
+/// Tells each time at which a request is due. From a thread of its own, since the runtime's timers come up to a millisecond
+/// late, which is as long as what is measured.
+fn ticks(period: Duration, n: usize) -> tokio::sync::mpsc::UnboundedReceiver<Instant> {
+    let (tell, ticks) = tokio::sync::mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        let began = Instant::now();
+        for i in 0..n {
+            let due = began + period * i as u32;
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            if tell.send(due).is_err() {
+                return;
+            }
+        }
+    });
+    ticks
 }
 
 /// Lets everything run, and sees that exactly `completed` jobs are completed and nothing else has happened.

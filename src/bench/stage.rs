@@ -1,6 +1,9 @@
 //! What is measured: private servers and a service in a child, or a service that runs already.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
@@ -47,8 +50,10 @@ pub(super) enum Door {
 /// Everything that was started for the measurement.
 pub(super) struct Own {
     service: Kept,
-    pub servers: Servers,
-    _folder: Folder,
+    schema: String,
+    /// `None`: those of the stage beside.
+    servers: Option<Servers>,
+    _folder: Option<Folder>,
 }
 
 /// One end of the load. Cheap to clone.
@@ -75,38 +80,18 @@ impl Stage {
         install_crypto();
         let folder = Folder::throw_away()?;
         let servers = Servers::start(folder.path(), Durability::Durable, PortChoice::Any).await?;
-        let port = free_port()?;
-        let settings = [
-            format!("QUEUE__DATABASE__URL={}", servers.postgres.url("queue")),
-            format!("QUEUE__NATS__URL={}", servers.nats.url()),
-            format!("QUEUE__HTTP__BIND=127.0.0.1:{port}"),
-        ];
-        let program = Program {
-            name: "service",
-            path: PathBuf::from("/usr/bin/env"),
-            arguments: settings
-                .into_iter()
-                .chain([std::env::current_exe()?.display().to_string(), "bench-serve".into()])
-                .collect(),
-            log: folder.path().join("service.log"),
-            user: None,
-            stop_signal: Signal::TERM,
-        };
-        let service = Kept::start(program)?;
-        let nats = async_nats::connect(servers.nats.url()).await?;
-        let client = Client {
-            nats,
-            http: Some((
-                reqwest::Client::builder().no_proxy().pool_idle_timeout(IDLE).build()?,
-                format!("http://127.0.0.1:{port}"),
-            )),
-            subjects: Subjects::new(&config.nats.prefix),
-            job_type: noop::TYPE.to_owned(),
-            payload: json!({"n": 1}),
-        };
-        let stage = Self { own: Some(Own { service, servers, _folder: folder }), client };
-        tokio::time::timeout(START, stage.until_ready()).await.context("the service did not start")?;
-        Ok(stage)
+        let (service, client) = start_service(&servers, folder.path(), &config.nats.prefix, "queue").await?;
+        let own = Own { service, schema: "queue".into(), servers: Some(servers), _folder: Some(folder) };
+        Ok(Self { own: Some(own), client })
+    }
+
+    /// A second service on the same servers, with a schema and a prefix of its own: as new, whatever is in this one. Ends
+    /// before this one does.
+    pub async fn twin(&self, name: &str) -> anyhow::Result<Self> {
+        let own = self.own.as_ref().context("only private servers have room for a second service")?;
+        let (servers, folder) = own.servers.as_ref().zip(own._folder.as_ref()).context("it is a twin itself")?;
+        let (service, client) = start_service(servers, folder.path(), name, name).await?;
+        Ok(Self { own: Some(Own { service, schema: name.into(), servers: None, _folder: None }), client })
     }
 
     /// Connects to a service that runs already.
@@ -136,7 +121,7 @@ impl Stage {
     }
 
     pub fn servers(&self) -> Option<&Servers> {
-        self.own.as_ref().map(|own| &own.servers)
+        self.own.as_ref()?.servers.as_ref()
     }
 
     pub fn service_pid(&self) -> Option<u32> {
@@ -145,31 +130,78 @@ impl Stage {
 
     pub fn sample(&self) -> Sample {
         let Some(own) = &self.own else { return Sample::default() };
+        let servers = own.servers.as_ref();
         Sample {
             service: usage::of(own.service.pid(), false),
-            postgres: usage::of(own.servers.postgres.pid(), true),
-            nats: usage::of(own.servers.nats.pid(), false),
+            postgres: usage::of(servers.and_then(|servers| servers.postgres.pid()), true),
+            nats: usage::of(servers.and_then(|servers| servers.nats.pid()), false),
         }
     }
 
     pub async fn end(self) {
-        let Some(Own { mut service, servers, _folder }) = self.own else { return };
+        let Some(Own { mut service, servers, _folder, .. }) = self.own else { return };
         let stop = move || {
             service.stop(Duration::from_secs(20));
-            servers.stop();
+            if let Some(servers) = servers {
+                servers.stop();
+            }
             drop(_folder);
         };
         let _ = tokio::task::spawn_blocking(stop).await;
     }
 
-    async fn until_ready(&self) {
-        while self.client.ask("getStats", json!({})).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+    /// The schema of the service's tables.
+    pub fn schema(&self) -> &str {
+        self.own.as_ref().map_or("queue", |own| &own.schema)
     }
 }
 
+/// A service in a process of its own, and one who asks it; returns when it answers.
+async fn start_service(servers: &Servers, folder: &Path, prefix: &str, schema: &str) -> anyhow::Result<(Kept, Client)> {
+    let port = free_port()?;
+    let settings = [
+        format!("QUEUE__DATABASE__URL={}", servers.postgres.url("queue")),
+        format!("QUEUE__DATABASE__SCHEMA={schema}"),
+        format!("QUEUE__NATS__URL={}", servers.nats.url()),
+        format!("QUEUE__NATS__PREFIX={prefix}"),
+        format!("QUEUE__HTTP__BIND=127.0.0.1:{port}"),
+    ];
+    let program = Program {
+        name: "service",
+        path: PathBuf::from("/usr/bin/env"),
+        arguments: settings
+            .into_iter()
+            .chain([std::env::current_exe()?.display().to_string(), "bench-serve".into()])
+            .collect(),
+        log: folder.join(format!("service-{schema}.log")),
+        user: None,
+        stop_signal: Signal::TERM,
+    };
+    let service = Kept::start(program)?;
+    let http = reqwest::Client::builder().no_proxy().pool_idle_timeout(IDLE).build()?;
+    let client = Client {
+        nats: async_nats::connect(servers.nats.url()).await?,
+        http: Some((http, format!("http://127.0.0.1:{port}"))),
+        subjects: Subjects::new(prefix),
+        job_type: noop::TYPE.to_owned(),
+        payload: json!({"n": 1}),
+    };
+    tokio::time::timeout(START, client.until_ready()).await.context("the service did not start")?;
+    Ok((service, client))
+}
+
 impl Client {
+    async fn until_ready(&self) {
+        while self.ask("getStats", json!({})).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// The same with jobs of another type.
+    pub fn of_type(&self, job_type: &str, payload: Value) -> Self {
+        Self { job_type: job_type.to_owned(), payload, ..self.clone() }
+    }
+
     /// The request of one job.
     pub fn request(&self) -> Value {
         json!({"type": self.job_type, "payload": self.payload})

@@ -16,10 +16,11 @@ already. Each figure is of jobs whose end is recorded; a run in which a job is l
 Examples:
   queue-service bench
   queue-service bench lifecycle limit --concurrency 64,1024 --jobs 100000
+  queue-service bench grow --finished 1000000 --waiting 100000
   queue-service bench latency --rate 100 --seconds 10 --json
   queue-service bench enqueue --type send-email --payload '{\"to\":\"a@example.com\",\"subject\":\"x\",\"body\":\"x\"}'")]
 pub struct BenchArgs {
-    /// What to measure [default: all but soak]
+    /// What to measure [default: all but grow, mixed and soak]
     scenarios: Vec<Scenario>,
     /// Private servers and a service of its own (the default unless --type is given)
     #[arg(long, conflicts_with = "job_type")]
@@ -42,6 +43,12 @@ pub struct BenchArgs {
     /// Seconds of `latency`
     #[arg(long, value_name = "N", default_value_t = 20)]
     seconds: u32,
+    /// Finished jobs of `grow`; ten million take about 12 GB of disk and some minutes
+    #[arg(long, value_name = "N", default_value_t = 10_000_000)]
+    finished: u64,
+    /// Waiting jobs of `grow`
+    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
+    waiting: usize,
     /// Minutes of `soak`
     #[arg(long, value_name = "N", default_value_t = 60)]
     minutes: u32,
@@ -61,6 +68,8 @@ pub async fn run(args: BenchArgs, config: Config, out: &Output) -> anyhow::Resul
         concurrency: args.concurrency.into_iter().map(|n| n.max(1)).collect(),
         rate: args.rate.max(1),
         seconds: args.seconds.max(1),
+        finished: args.finished.max(1000),
+        waiting: args.waiting.max(1000),
         minutes: args.minutes.max(1),
         running,
         json: out.json,

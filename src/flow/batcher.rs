@@ -3,9 +3,15 @@
 //! No delay is added: while one batch is under way the next one gathers, so a lone item goes at once and a flood goes in
 //! large batches. Used by intake, claim and finish.
 
-use std::{future::Future, sync::Arc};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 /// How much goes into one batch.
@@ -15,6 +21,9 @@ pub struct Size {
     pub weight: usize,
     /// How many batches may be under way at once.
     pub lanes: usize,
+    /// While another batch is under way, a further one begins only at this weight: two small ones cost twice the statements
+    /// of one, and take no less time.
+    pub enough: usize,
     /// How many items may wait. Callers beyond it wait themselves; put a [`super::Budget`] before it to refuse instead.
     pub waiting: usize,
 }
@@ -49,11 +58,11 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
         Fut: Future<Output = Vec<R>> + Send,
     {
         let (queue, waiting) = mpsc::channel(size.waiting);
-        let (waiting, run) = (Arc::new(Mutex::new(waiting)), Arc::new(run));
+        let (waiting, run, busy) = (Arc::new(Mutex::new(waiting)), Arc::new(run), Arc::new(Busy::default()));
         for _ in 0..size.lanes {
-            let (waiting, run) = (waiting.clone(), run.clone());
+            let (waiting, run, busy) = (waiting.clone(), run.clone(), busy.clone());
             tasks.spawn(async move {
-                while let Some((values, replies)) = gather(&waiting, size.weight, weigh).await {
+                while let Some((values, replies, _at_work)) = gather(&waiting, size, weigh, &busy).await {
                     let answers = run(values).await;
                     debug_assert_eq!(answers.len(), replies.len());
                     for (reply, answer) in replies.into_iter().zip(answers) {
@@ -77,18 +86,54 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
     }
 }
 
-type Gathered<T, R> = (Vec<T>, Vec<oneshot::Sender<R>>);
+/// How many batches are under way.
+#[derive(Default)]
+struct Busy {
+    lanes: AtomicUsize,
+    ended: Notify,
+}
+
+/// One batch that is under way.
+struct AtWork(Arc<Busy>);
+
+impl AtWork {
+    fn begin(busy: &Arc<Busy>) -> Self {
+        busy.lanes.fetch_add(1, Ordering::SeqCst);
+        Self(busy.clone())
+    }
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        self.0.lanes.fetch_sub(1, Ordering::SeqCst);
+        self.0.ended.notify_one();
+    }
+}
+
+type Gathered<T, R> = (Vec<T>, Vec<oneshot::Sender<R>>, AtWork);
 
 async fn gather<T, R>(
     waiting: &Mutex<mpsc::Receiver<Item<T, R>>>,
-    full: usize,
+    size: Size,
     weigh: fn(&T) -> usize,
+    busy: &Arc<Busy>,
 ) -> Option<Gathered<T, R>> {
+    // Its holder is the one lane that gathers, so only those that are at work can be counted meanwhile.
     let mut waiting = waiting.lock().await;
     let (mut values, mut replies, mut weight) = (Vec::new(), Vec::new(), 0);
     loop {
         let next = if values.is_empty() { Some(waiting.recv().await?) } else { waiting.try_recv().ok() };
-        let Some(item) = next else { return Some((values, replies)) };
+        let next = match next {
+            None if weight < size.enough && busy.lanes.load(Ordering::SeqCst) > 0 => {
+                tokio::select! {
+                    next = waiting.recv() => next,
+                    // A permit may be left of a batch that ended earlier; then it is looked once more.
+                    () = busy.ended.notified() => continue,
+                }
+            }
+            next => next,
+        };
+        let Some(item) = next else { return Some((values, replies, AtWork::begin(busy))) };
         // Nobody waits for it any more: its caller was told that it failed, so it must not happen behind his back.
         if item.reply.is_closed() {
             continue;
@@ -96,8 +141,8 @@ async fn gather<T, R>(
         weight += weigh(&item.value);
         values.push(item.value);
         replies.push(item.reply);
-        if weight >= full {
-            return Some((values, replies));
+        if weight >= size.weight {
+            return Some((values, replies, AtWork::begin(busy)));
         }
     }
 }
@@ -107,7 +152,7 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    const SIZE: Size = Size { weight: 10, lanes: 1, waiting: 100 };
+    const SIZE: Size = Size { weight: 10, lanes: 1, enough: 1, waiting: 100 };
 
     #[tokio::test]
     async fn items_that_wait_go_together_and_each_gets_its_own_answer() {
@@ -139,6 +184,48 @@ mod tests {
             assert_eq!(call.await.unwrap(), n * 2);
         }
         assert!(batches.load(Ordering::SeqCst) <= 3, "one alone at most, then ten, then the rest");
+    }
+
+    #[tokio::test]
+    async fn a_second_batch_begins_beside_the_first_only_when_it_is_large_enough() {
+        let (sizes, mut begun) = mpsc::unbounded_channel();
+        let gate = Arc::new(tokio::sync::Semaphore::new(0));
+        let door = gate.clone();
+        let size = Size { lanes: 2, enough: 3, ..SIZE };
+        let batcher = Batcher::start(
+            size,
+            |_| 1,
+            &TaskTracker::new(),
+            move |items: Vec<u32>| {
+                let (sizes, door) = (sizes.clone(), door.clone());
+                async move {
+                    sizes.send(items.len()).unwrap();
+                    door.acquire().await.unwrap().forget();
+                    items
+                }
+            },
+        );
+        let call = |n| {
+            let batcher = batcher.clone();
+            tokio::spawn(async move { batcher.submit(n).await.unwrap() })
+        };
+        let mut calls = vec![call(0)];
+        assert_eq!(begun.recv().await, Some(1));
+        calls.extend([call(1), call(2)]);
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert!(begun.try_recv().is_err(), "two are not enough");
+        calls.push(call(3));
+        assert_eq!(begun.recv().await, Some(3));
+        // Both lanes are at work; what comes now goes when one of them is free, and alone when both are.
+        calls.push(call(4));
+        gate.add_permits(2);
+        assert_eq!(begun.recv().await, Some(1));
+        gate.add_permits(1);
+        for (n, call) in (0u32..).zip(calls) {
+            assert_eq!(call.await.unwrap(), n);
+        }
     }
 
     #[tokio::test]

@@ -28,6 +28,8 @@ use crate::{
 
 /// Jobs in one statement. More lowers the number of commits but makes each caller wait longer.
 const BATCH: usize = 1000;
+/// Jobs that are worth a second statement beside the one under way. See docs/performance.md.
+const ENOUGH: usize = BATCH / 4;
 /// Payload bytes that may wait, over all callers.
 const WAITING_BYTES: usize = 128 << 20;
 /// How long a batch may be tried again before its callers are told that the database is away. They are promised an
@@ -75,7 +77,7 @@ impl Intake {
             relay,
             tasks: tasks.clone(),
         });
-        let size = Size { weight: BATCH, lanes: 2, waiting: config.limits.intake };
+        let size = Size { weight: BATCH, lanes: 2, enough: ENOUGH, waiting: config.limits.intake };
         let batcher = Batcher::start(size, Vec::len, tasks, move |groups| {
             let lane = lane.clone();
             async move { lane.carry_out(groups).await }
@@ -103,7 +105,7 @@ impl Intake {
 
 /// Outbox rows that were published go together as well.
 fn clearer(store: Store, tasks: &TaskTracker) -> Batcher<Uuid, ()> {
-    let size = Size { weight: 1000, lanes: 1, waiting: 1000 };
+    let size = Size { weight: 1000, lanes: 1, enough: 1, waiting: 1000 };
     Batcher::start(
         size,
         |_| 1,

@@ -95,7 +95,8 @@ fn wanted(name: &str) -> Option<Wanted> {
     }
 }
 
-fn to_cursor(last: JobId) -> String {
+/// The cursor of the page that begins after this job.
+pub(crate) fn to_cursor(last: JobId) -> String {
     let mut bytes = vec![CURSOR_VERSION];
     bytes.extend(last.as_bytes());
     URL_SAFE_NO_PAD.encode(bytes)

@@ -38,6 +38,7 @@ use crate::{
 pub use enqueue::EnqueueOptions;
 pub use error::{ApiError, Code};
 pub use health::{Check, Health, HealthStatus};
+pub(crate) use list::to_cursor as cursor_of;
 pub use schema::{VERBS, Verb};
 
 /// Everything that can be asked, in one handle. Cheap to clone.

@@ -14,6 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Deps, Shared, running::Run};
 use crate::{
+    broker::events::{Event, EventState},
     faults::crash_point,
     flow::{Batcher, batcher::Size},
     job::model::JobId,
@@ -45,7 +46,7 @@ pub(crate) struct Unheard {
 
 pub(crate) fn start(deps: &Deps, worker_id: &str, unheard: &Arc<Unheard>, tasks: &TaskTracker) -> Claims {
     // One at a time: two share what waits, and so cost Postgres twice the statements. See docs/performance.md.
-    let size = Size { weight: FULL, lanes: 1, waiting: 4096 };
+    let size = Size { weight: FULL, lanes: 1, enough: 1, waiting: 4096 };
     let (deps, worker_id, unheard) = (deps.clone(), worker_id.to_owned(), unheard.clone());
     Batcher::start(
         size,
@@ -75,7 +76,7 @@ impl Unheard {
         crash_point("before_claim");
         let round = deps.store.claim(&wanted, worker_id).await.inspect_err(|_| self.note(&wanted))?;
         crash_point("after_claim");
-        Ok(announce(deps, runs, round).await)
+        Ok(announce(deps, worker_id, runs, round).await)
     }
 
     /// Claims one job that may be what killed its workers. By itself: such jobs are rare.
@@ -84,7 +85,7 @@ impl Unheard {
         let wanted = (run.id, run.job_type.clone());
         let claimed = deps.store.claim_alone(wanted.clone(), worker_id).await;
         let round = claimed.inspect_err(|_| self.note(std::slice::from_ref(&wanted)))?;
-        Ok(announce(deps, std::slice::from_ref(run), round).await.pop())
+        Ok(announce(deps, worker_id, std::slice::from_ref(run), round).await.pop())
     }
 
     fn note(&self, wanted: &[(JobId, String)]) {
@@ -114,19 +115,23 @@ impl Unheard {
     }
 }
 
-/// Notes what was won, and tells what was taken from dead workers for it.
-async fn announce(deps: &Deps, runs: &[Arc<Run>], round: Round) -> Vec<Claim> {
+/// Notes and tells what was won, and what was taken from dead workers for it.
+async fn announce(deps: &Deps, worker_id: &str, runs: &[Arc<Run>], round: Round) -> Vec<Claim> {
     let (claims, freed) = (round.claims, round.freed);
     if !freed.is_empty() {
         lost::tell(&deps.broker, &freed).await;
         // One of them may have ended as a dead letter.
         deps.relay.notify_one();
     }
+    let mut started = Vec::with_capacity(claims.len());
     for (run, claim) in runs.iter().zip(&claims) {
         if let Claim::Won(job) = claim {
             run.note_claim(job.run, job.attempt as u16);
+            started.push(Event::new(job.id, &job.r#type, EventState::Started, job.attempt as u16, Some(worker_id)));
         }
     }
+    deps.broker.emit(&started).await;
+    drop(started);
     claims
 }
 

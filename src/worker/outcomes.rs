@@ -20,7 +20,7 @@ const FULL: usize = 500;
 
 pub(crate) fn start(store: &Store, tasks: &TaskTracker) -> Outcomes {
     // One at a time: two share what waits, and so cost Postgres twice the statements. See docs/performance.md.
-    let size = Size { weight: FULL, lanes: 1, waiting: 4096 };
+    let size = Size { weight: FULL, lanes: 1, enough: 1, waiting: 4096 };
     let store = store.clone();
     Batcher::start(size, weigh, tasks, move |batch: Vec<Settlement>| {
         let store = store.clone();

@@ -19,7 +19,6 @@ use super::{
 use crate::{
     broker::{
         Broker,
-        events::{Event, EventState},
         pull::{AckHandle, Delivery},
     },
     faults::crash_point,
@@ -80,12 +79,13 @@ async fn carry_out_tracked(shared: &Arc<Shared>, known: &Known, unanswered: &Una
         && let Ok(turn) = shared.suspect.try_acquire()
     {
         _turn = Some(turn);
-        let claimed = shared.unheard.claim_alone(&shared.deps, &shared.id, run).await;
+        // Boxed, like all that is rare here: a task is as large as the largest thing that it may ever wait for.
+        let claimed = Box::pin(shared.unheard.claim_alone(&shared.deps, &shared.id, run)).await;
         claim = claimed.inspect_err(|e| tracing::warn!("could not claim: {}", chain(e))).unwrap_or_default();
     }
     let job = match claim {
         Some(Claim::Won(job)) => job,
-        Some(Claim::Refused(refused)) => return refuse(shared, run, refused).await,
+        Some(Claim::Refused(refused)) => return Box::pin(refuse(shared, run, refused)).await,
         None => {
             run.let_go();
             return run.ack.nak(broker, LATER).await;
@@ -93,13 +93,12 @@ async fn carry_out_tracked(shared: &Arc<Shared>, known: &Known, unanswered: &Una
     };
     shared.watermarks.raise(&job);
     let attempt = job.attempt as u16;
-    broker.emit(&[Event::new(job.id, &job.r#type, EventState::Started, attempt, Some(&shared.id))]).await;
 
     let (outcome, _unrecorded) = match slot_for(run, place).await {
         Ok(slot) => {
             let outcome = match run_handler(shared, known, run, &job).await {
                 End::Settled(outcome) => outcome,
-                End::Outside { left } => return leave_outside(shared, known, run, &job, left).await,
+                End::Outside { left } => return Box::pin(leave_outside(shared, known, run, &job, left)).await,
             };
             (outcome, Some(slot.ended()))
         }
@@ -206,7 +205,7 @@ async fn run_handler(shared: &Shared, known: &Known, run: &Run, job: &Claimed) -
         _ = run.token.cancelled() => match run.cause() {
             // Whoever does it need not hear of a deploy.
             Some(StopCause::Drain) if known.handler.work == Work::Nats => end_of(None, deadline),
-            _ => end_of(stopped(shared, known, run, &mut task).await, deadline),
+            _ => end_of(Box::pin(stopped(shared, known, run, &mut task)).await, deadline),
         },
         _ = sleep_until(deadline) => {
             let message = format!("the attempt took longer than its timeout of {}", humantime::format_duration(timeout));
@@ -306,4 +305,19 @@ impl Drop for AbortOnDrop {
 
 fn subject_of<'a>(shared: &'a Shared, job: &'a Claimed) -> About<'a> {
     About { id: job.id, job_type: &job.r#type, attempt: job.attempt as u16, worker_id: &shared.id }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<A, B, C, D, E, F>(_: impl Fn(A, B, C, D, E) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_run_is_small_since_there_are_thousands_and_each_is_copied_when_it_starts() {
+        let size = size_of_future(carry_out);
+        assert!(size <= 2048, "{size} bytes: box what a run seldom waits for");
+    }
 }

@@ -232,7 +232,8 @@ async fn write(shared: &Shared, runs: &[Arc<Run>]) {
     if notes.is_empty() {
         return;
     }
-    if let Err(e) = shared.deps.store.write_notes(notes).await {
+    // Boxed: most runs have nothing to say, and each would carry the room for it.
+    if let Err(e) = Box::pin(shared.deps.store.write_notes(notes)).await {
         // The next progress says more anyhow; a checkpoint is an optimisation.
         tracing::debug!("progress was not written: {e}");
         return;
@@ -245,5 +246,5 @@ async fn write(shared: &Shared, runs: &[Arc<Run>]) {
             ..Event::new(run.id, &run.job_type, EventState::Progress, *attempt, Some(&shared.id))
         })
         .collect();
-    shared.deps.broker.emit(&told).await;
+    Box::pin(shared.deps.broker.emit(&told)).await;
 }

@@ -69,7 +69,7 @@ impl Embedder {
             return line;
         }
         lines.retain(|_, line| line.strong_count() > 0);
-        let size = Size { weight: BYTES_MAX, lanes: LANES, waiting: WAITING };
+        let size = Size { weight: BYTES_MAX, lanes: LANES, enough: 1, waiting: WAITING };
         let weigh = |text: &Arc<str>| text.len().max(BYTES_MAX / TEXTS_MAX);
         let target = Arc::new(target);
         let line = Arc::new(Batcher::start(size, weigh, &self.tasks, move |texts: Vec<Arc<str>>| {
