@@ -130,6 +130,32 @@ impl LanePull {
         }
     }
 
+    /// Takes all open requests back: what is on its way by then goes back at once, and nothing more comes.
+    ///
+    /// # Errors
+    /// The client is closed.
+    pub async fn withdraw(&mut self) -> Result<(), async_nats::SubscribeError> {
+        if self.credit == 0 {
+            return Ok(());
+        }
+        // The broker forgets requests whose inbox nobody listens to.
+        let inbox = self.broker.jetstream.new_inbox();
+        let messages = self.broker.jetstream.subscribe(inbox.clone()).await?;
+        let mut former = std::mem::replace(&mut self.messages, messages);
+        (self.inbox, self.credit) = (inbox, 0);
+        if former.drain().await.is_ok() {
+            let broker = self.broker.clone();
+            tokio::spawn(async move {
+                while let Some(message) = former.next().await {
+                    let subject = message.reply.as_ref().filter(|_| message.status.is_none());
+                    let subject = subject.map(ToString::to_string).unwrap_or_default();
+                    AckHandle { subject, stamp: broker.stamp() }.nak(&broker, Duration::ZERO).await;
+                }
+            });
+        }
+        Ok(())
+    }
+
     /// The next message. Pending while there is none; safe to drop and call again. `None`: the client is closed.
     pub async fn next(&mut self) -> Option<Delivery> {
         let (message, ack) = self.next_message().await?;

@@ -53,7 +53,7 @@ impl Ops {
         let job = match self.check(scope, body, options) {
             // Its handler may have started a moment ago.
             Err(refused) if refused.code == Code::UnknownType => {
-                self.types.search().await;
+                Box::pin(self.types.search()).await;
                 self.check(scope, body, options)?
             }
             checked => checked?,

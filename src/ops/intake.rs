@@ -30,6 +30,8 @@ use crate::{
 const BATCH: usize = 1000;
 /// Jobs that are worth a second statement beside the one under way. See docs/performance.md.
 const ENOUGH: usize = BATCH / 4;
+/// How long outbox rows that were published gather before they are cleared together.
+const CLEAR: Duration = Duration::from_millis(20);
 /// Payload bytes that may wait, over all callers.
 const WAITING_BYTES: usize = 128 << 20;
 /// How long a batch may be tried again before its callers are told that the database is away. They are promised an
@@ -114,6 +116,8 @@ fn clearer(store: Store, tasks: &TaskTracker) -> Batcher<Uuid, ()> {
             let store = store.clone();
             async move {
                 let n = ids.len();
+                // Nobody waits for it, and the relay lets these rows be for much longer, so they may gather.
+                tokio::time::sleep(CLEAR).await;
                 if let Err(e) = store.clear_outbox(ids).await {
                     tracing::debug!("the relay will publish {n} batches again: {e}");
                 }
@@ -202,10 +206,10 @@ impl Lane {
             let any = !wake_ups.is_empty();
             let all_acked = lane.publisher.publish(wake_ups).await.into_iter().all(|acked| acked);
             crash_point("after_publish");
+            drop(turn);
             if any && all_acked {
                 let _ = lane.published.submit(batch.outbox_id).await;
             }
-            drop(turn);
         });
     }
 }

@@ -96,6 +96,20 @@ impl Ops {
     ) -> Result<Vec<u8>, ApiError> {
         match verb {
             Verb::Enqueue => json(&self.enqueue(scope, body, options).await?),
+            // Boxed: else every request would be as large as the largest of these, and each is copied when it begins.
+            _ => Box::pin(self.call_any(verb, scope, body, options)).await,
+        }
+    }
+
+    async fn call_any(
+        &self,
+        verb: Verb,
+        scope: Scope<'_>,
+        body: &[u8],
+        options: EnqueueOptions<'_>,
+    ) -> Result<Vec<u8>, ApiError> {
+        match verb {
+            Verb::Enqueue => json(&self.enqueue(scope, body, options).await?),
             Verb::EnqueueMany => json(&self.enqueue_many(scope, body, options).await?),
             Verb::GetJob => json(&self.get_job(scope, body).await?),
             Verb::ListJobs => json(&self.list_jobs(scope, input::parse(body)?).await?),

@@ -96,14 +96,19 @@ fn take(shared: &Arc<Shared>, endpoint: &Arc<Endpoint>, request: Message) {
             }
         },
     };
-    let (shared_too, endpoint) = (shared.clone(), endpoint.clone());
-    // Boxed, since tokio copies a task's future at every change of its state, and this one has some kilobytes.
+    let carried_out = carry_out(shared.clone(), endpoint.clone(), request);
+    // Boxed, since tokio copies a task's future at every change of its state.
     shared.tasks.spawn(Box::pin(async move {
-        let answer = answer(&shared_too, &endpoint, &request).await;
-        endpoint.counts.note(began.elapsed(), answer.as_ref().err());
-        reply::send(&shared_too.broker, request.reply, answer).await;
+        carried_out.await;
         drop(share);
     }));
+}
+
+async fn carry_out(shared: Arc<Shared>, endpoint: Arc<Endpoint>, request: Message) {
+    let began = Instant::now();
+    let answer = answer(&shared, &endpoint, &request).await;
+    endpoint.counts.note(began.elapsed(), answer.as_ref().err());
+    reply::send(&shared.broker, request.reply, answer).await;
 }
 
 async fn answer(shared: &Shared, endpoint: &Endpoint, request: &Message) -> Result<Vec<u8>, ApiError> {
@@ -125,6 +130,16 @@ pub(crate) fn allowed(reply: &str, prefixes: &[String]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn size_of_future<A, B, C, F>(_: impl Fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_request_is_small_since_each_is_copied_when_it_begins() {
+        let size = size_of_future(carry_out);
+        assert!(size <= 2048, "{size} bytes: box what few requests wait for");
+    }
 
     #[test]
     fn only_inboxes_are_answered() {

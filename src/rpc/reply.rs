@@ -28,14 +28,8 @@ pub(super) async fn send(broker: &Broker, to: Option<Subject>, answer: Result<Ve
         match answer {
             Ok(body) => broker.rpc.publish(to, Bytes::from(body)).await,
             Err(error) => {
-                let mut problem = error.problem();
-                let mut body = serde_json::to_vec(&problem).unwrap_or_default();
-                // The job that a wait was for: it can be asked for by itself.
-                if body.len() > limit {
-                    problem.job = None;
-                    body = serde_json::to_vec(&problem).unwrap_or_default();
-                }
-                broker.rpc.publish_with_headers(to, headers(&error), Bytes::from(body)).await
+                let body = refusal(&error, limit);
+                broker.rpc.publish_with_headers(to, headers(&error), body).await
             }
         }
     };
@@ -44,6 +38,17 @@ pub(super) async fn send(broker: &Broker, to: Option<Subject>, answer: Result<Ve
         Ok(Err(e)) => tracing::debug!("an answer could not be sent: {e}"),
         Err(_) => tracing::debug!("an answer could not be sent in time"),
     }
+}
+
+fn refusal(error: &ApiError, limit: usize) -> Bytes {
+    let mut problem = error.problem();
+    let mut body = serde_json::to_vec(&problem).unwrap_or_default();
+    // The job that a wait was for: it can be asked for by itself.
+    if body.len() > limit {
+        problem.job = None;
+        body = serde_json::to_vec(&problem).unwrap_or_default();
+    }
+    body.into()
 }
 
 fn headers(error: &ApiError) -> HeaderMap {

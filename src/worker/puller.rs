@@ -74,7 +74,13 @@ impl Puller {
                 Some(delivery) = normal.next() => self.waiting[1].push_back(delivery),
                 Some(delivery) = low.next() => self.waiting[2].push_back(delivery),
                 _ = self.slots.changed() => {}
-                Ok(()) = types.changed() => is_paused = types.borrow_and_update().paused.contains(self.known.name()),
+                Ok(()) = types.changed() => {
+                    let paused = types.borrow_and_update().paused.contains(self.known.name());
+                    if paused && !std::mem::replace(&mut is_paused, paused) && self.withdraw().await.is_err() {
+                        break;
+                    }
+                    is_paused = paused;
+                }
                 _ = tick.tick() => {
                     self.lanes.iter_mut().for_each(LanePull::tick);
                     self.hand_on().await;
@@ -126,6 +132,15 @@ impl Puller {
                 lane.request(missing.min(batch)).await;
             }
         }
+    }
+
+    /// A paused type: each message that came would be looked up, only to be put off.
+    async fn withdraw(&mut self) -> Result<(), async_nats::SubscribeError> {
+        for lane in &mut self.lanes {
+            lane.withdraw().await?;
+        }
+        self.nak_waiting().await;
+        Ok(())
     }
 
     /// Lets other workers have what can't be started here.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Place, Running, start};
+use crate::harness::{Place, Running, start, until};
 
 async fn is_paused(service: &Running) -> Value {
     service.call("listTypes.probe", json!({})).await["types"][0]["paused"].clone()
@@ -59,5 +59,26 @@ async fn only_known_types_can_be_paused() {
         assert_eq!(other.code(), Some("invalid_request"));
     }
     assert_eq!(is_paused(&service).await, false);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_of_a_paused_type_stay_at_the_broker_instead_of_being_looked_up_one_by_one() {
+    let (_place, service) = start().await;
+    service.call("pauseType", json!({"type": "probe"})).await;
+    let stream = service.stream("background-jobs").await;
+    let consumer = async || stream.consumer_info("probe-normal").await.unwrap();
+    // What the worker had asked for is taken back.
+    for _ in 0..20 {
+        service.probe(json!({})).await;
+    }
+    until(|| async {
+        let info = consumer().await;
+        (info.num_pending == 20 && info.num_ack_pending == 0).then_some(())
+    })
+    .await;
+    service.call("resumeType", json!({"type": "probe"})).await;
+    until(|| async { (service.call("getStats", json!({})).await["byType"]["probe"]["completed"] == 20).then_some(()) })
+        .await;
     service.stop().await;
 }
