@@ -13,7 +13,7 @@ const AT_ONCE: u64 = 2;
 
 /// The types that the finished jobs are of.
 pub(super) const TYPES: [&str; 4] = ["grow-a", "grow-b", "grow-c", "grow-d"];
-/// A tag that one in a hundred has.
+/// A tag that one in ninety-seven has, of each type and status.
 pub(super) const TAG: &str = "grow-rare";
 /// How long ago they ended, in days: within every retention.
 pub(super) const DAYS_AGO: i32 = 10;
@@ -31,7 +31,7 @@ WITH job AS (
     SELECT encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid())
                PLACING substring(int8send((extract(epoch FROM at) * 1000)::int8) FROM 3) FROM 1 FOR 6), 52, 1), 53, 1), 'hex')::uuid,
            (ARRAY['grow-a', 'grow-b', 'grow-c', 'grow-d'])[1 + n % 4], status, 0, 1, 3, 1,
-           CASE WHEN n % 100 = 0 THEN ARRAY['grow-rare'] END, '{"to": "someone@example.org", "subject": "A subject", "body": "A few words"}',
+           CASE WHEN n % 97 = 0 THEN ARRAY['grow-rare'] END, '{"to": "someone@example.org", "subject": "A subject", "body": "A few words"}',
            CASE WHEN status = 'completed' THEN '{"messageId": "0123456789@example.org"}'::json END,
            CASE WHEN status = 'failed' THEN '[{"attempt": 1, "at": "2026-01-01T00:00:00.000000Z", "message": "no", "kind": "error"}]'::json END,
            'worker-1', at, at, at + interval '1 second', at + interval '2 seconds'

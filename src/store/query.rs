@@ -34,6 +34,15 @@ pub enum Wanted {
     Retrying,
 }
 
+impl Wanted {
+    fn status(self) -> Status {
+        match self {
+            Wanted::Status(status) => status,
+            Wanted::Scheduled | Wanted::Retrying => Status::Pending,
+        }
+    }
+}
+
 /// The large columns to read along.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Include {
@@ -86,26 +95,78 @@ impl Store {
         budget: usize,
     ) -> Result<Page, Error> {
         self.check_migrated()?;
-        let failed = |e| Error::orm("list jobs", e);
-        let db = self.orm();
-        let select =
-            columns(include).filter(condition(filter)).order_by_desc(Column::Id).limit(limit + 1).offset(offset);
+        let wanted = condition(filter);
+        // An offset counts over both. Else each half by itself: the planner believes that it can merge them row by row, and
+        // then reads all of a half in which next to nothing fits, to find the first that does.
+        if offset > 0 {
+            return within("list jobs", self.page(wanted, limit, offset, include, budget)).await;
+        }
+        let half = |statuses: &[Status]| {
+            let named = |wanted: &Wanted| statuses.contains(&wanted.status());
+            (filter.states.is_empty() || filter.states.iter().any(named)).then(|| {
+                let statuses = statuses.iter().map(|status| status.as_str());
+                self.page(wanted.clone().add(Column::Status.is_in(statuses)), limit, 0, include, budget)
+            })
+        };
+        let (live, over) = (half(&LIVE), half(&OVER));
         within("list jobs", async {
-            let mut rows = select.stream(&db).await.map_err(failed)?;
-            let mut page = Page { rows: Vec::new(), more: false };
-            let mut size = 0;
-            while let Some(row) = rows.try_next().await.map_err(failed)? {
-                size += weight(&row);
-                if page.rows.len() as u64 == limit || (size > budget && !page.rows.is_empty()) {
-                    page.more = true;
-                    break;
-                }
-                page.rows.push(row);
+            let mut pages = Vec::new();
+            for page in [live, over].into_iter().flatten() {
+                pages.push(page.await?);
             }
-            Ok(page)
+            Ok(merge(pages, limit, budget))
         })
         .await
     }
+
+    async fn page(
+        &self,
+        wanted: Condition,
+        limit: u64,
+        offset: u64,
+        include: Include,
+        budget: usize,
+    ) -> Result<Page, Error> {
+        let failed = |e| Error::orm("list jobs", e);
+        let db = self.orm();
+        let select = columns(include).filter(wanted).order_by_desc(Column::Id).limit(limit + 1).offset(offset);
+        let mut rows = select.stream(&db).await.map_err(failed)?;
+        let mut page = Page { rows: Vec::new(), more: false };
+        let mut size = 0;
+        while let Some(row) = rows.try_next().await.map_err(failed)? {
+            size += weight(&row);
+            if page.rows.len() as u64 == limit || (size > budget && !page.rows.is_empty()) {
+                page.more = true;
+                break;
+            }
+            page.rows.push(row);
+        }
+        Ok(page)
+    }
+}
+
+const LIVE: [Status; 2] = [Status::Pending, Status::Processing];
+const OVER: [Status; 3] = [Status::Completed, Status::Failed, Status::Cancelled];
+
+/// One page of several that are each in order. A page that has ended early says nothing of what is older than its last row.
+fn merge(pages: Vec<Page>, limit: u64, budget: usize) -> Page {
+    let known_to = pages.iter().filter(|page| page.more).filter_map(|page| page.rows.last()).map(|row| row.id).max();
+    let mut merged = Page { rows: Vec::new(), more: known_to.is_some() };
+    let mut rows: Vec<Model> = pages.into_iter().flat_map(|page| page.rows).collect();
+    rows.sort_by_key(|row| std::cmp::Reverse(row.id));
+    // A job that ended between the two readings is in both.
+    rows.dedup_by_key(|row| row.id);
+    let mut size = 0;
+    for row in rows {
+        size += weight(&row);
+        let full = merged.rows.len() as u64 == limit || (size > budget && !merged.rows.is_empty());
+        if full || known_to.is_some_and(|last| row.id < last) {
+            merged.more = true;
+            break;
+        }
+        merged.rows.push(row);
+    }
+    merged
 }
 
 async fn within<T>(context: &'static str, read: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
@@ -146,7 +207,8 @@ fn condition(filter: &Filter) -> Condition {
         match wanted {
             Wanted::Status(status) => Column::Status.eq(status.as_str()),
             Wanted::Scheduled => pending().and(Column::Attempt.eq(0)).and(Expr::cust("run_at > now()")),
-            Wanted::Retrying => pending().and(Column::Attempt.gt(0)),
+            // Whoever has spent an attempt and waits has an error, and those that have are in an index.
+            Wanted::Retrying => pending().and(Column::Attempt.gt(0)).and(Column::Errors.is_not_null()),
         }
     };
     let states = filter.states.iter().map(state).fold(Condition::any(), Condition::add);
@@ -165,4 +227,80 @@ fn weight(row: &Model) -> usize {
     let texts = [&row.payload, &row.result, &row.errors, &row.progress, &row.idempotency_key, &row.error];
     let tags: usize = row.tags.iter().flatten().map(|tag| tag.len() + 3).sum();
     SMALL_COLUMNS + tags + texts.into_iter().flatten().map(String::len).sum::<usize>()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn row(n: u8, large: bool) -> Model {
+        let at = chrono::DateTime::UNIX_EPOCH;
+        Model {
+            id: Uuid::from_u128(u128::from(n)),
+            r#type: "a".into(),
+            status: "pending".into(),
+            priority: 0,
+            attempt: 0,
+            max_attempts: 1,
+            run: 0,
+            timeout_ms: None,
+            tags: None,
+            idempotency_key: None,
+            payload: large.then(|| "x".repeat(3000)),
+            result: None,
+            errors: None,
+            error: None,
+            progress: None,
+            worker_id: None,
+            cancel_reason: None,
+            created_at: at,
+            run_at: at,
+            started_at: None,
+            finished_at: None,
+        }
+    }
+
+    /// As [`Store::page`] reads it.
+    fn page(rows: &[Model], before: Option<Uuid>, limit: u64, budget: usize) -> Page {
+        let mut page = Page { rows: Vec::new(), more: false };
+        let mut size = 0;
+        for row in rows.iter().filter(|row| before.is_none_or(|before| row.id < before)) {
+            size += weight(row);
+            if page.rows.len() as u64 == limit || (size > budget && !page.rows.is_empty()) {
+                page.more = true;
+                break;
+            }
+            page.rows.push(row.clone());
+        }
+        page
+    }
+
+    proptest! {
+        #[test]
+        fn leafing_through_both_halves_shows_every_job_once_and_in_order(
+            jobs in proptest::collection::btree_map(any::<u8>(), (any::<bool>(), any::<bool>()), 0..60),
+            limit in 1_u64..10,
+            budget in 500_usize..10_000,
+        ) {
+            let half = |which: bool| -> Vec<Model> {
+                jobs.iter().rev().filter(|(_, (live, _))| *live == which).map(|(n, (_, large))| row(*n, *large)).collect()
+            };
+            let halves = [half(true), half(false)];
+            let (mut seen, mut before) = (Vec::new(), None);
+            loop {
+                let merged = merge(halves.iter().map(|rows| page(rows, before, limit, budget)).collect(), limit, budget);
+                seen.extend(merged.rows.iter().map(|row| row.id.as_u128() as u8));
+                if !merged.more {
+                    break;
+                }
+                prop_assert!(!merged.rows.is_empty());
+                before = merged.rows.last().map(|row| row.id);
+            }
+            let all: Vec<u8> = jobs.keys().rev().copied().collect();
+            prop_assert_eq!(seen, all);
+        }
+    }
 }
