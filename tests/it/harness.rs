@@ -72,8 +72,8 @@ impl Place {
         config.database.max_connections = 6;
         config.nats.url = servers.nats.url();
         config.nats.prefix = name;
-        // The server sets it aside for each test until the end, out of 8 GB.
-        config.nats.store = bytesize::ByteSize::mib(32);
+        // The server sets it aside for each test until the end, out of 8 GB: room for five hundred tests.
+        config.nats.store = bytesize::ByteSize::mib(16);
         config.http.bind = ([127, 0, 0, 1], 0).into();
         config.worker.lease = Duration::from_millis(1200);
         config.worker.drain = Duration::from_secs(5);
