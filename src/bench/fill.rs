@@ -74,7 +74,7 @@ pub(super) async fn finished(url: &str, schema: &str, jobs: u64, bar: &ProgressB
     Ok(())
 }
 
-/// Ids of finished jobs, spread over all of them.
+/// Ids of jobs of a table, spread over all of them.
 ///
 /// # Errors
 /// The database is away.

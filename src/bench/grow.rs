@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{
     Options, fill,
-    load::{drive, histogram},
+    load::{BULK, drive_bulk, histogram},
     report::Row,
     scenarios,
     stage::{Client, Door, Sample, Stage},
@@ -21,7 +21,6 @@ use crate::{config::Config, job::Status, store::Store};
 
 /// The type whose jobs nobody fetches.
 const WAITING: &str = "grow-waiting";
-const BULK: usize = 1000;
 /// Times that each hot path is measured on each side, alternating.
 const ROUNDS: usize = 3;
 /// Requests per kind of read.
@@ -66,9 +65,8 @@ fn bar(jobs: u64, quiet: bool) -> ProgressBar {
 async fn waiting(client: &Client, jobs: usize) -> anyhow::Result<()> {
     client.ask("registerType", json!({"type": WAITING, "handler": "pull"})).await?;
     let client = client.of_type(WAITING, json!({"n": 1}));
-    let many: Vec<Value> = (0..BULK).map(|_| client.request()).collect();
     let requests = jobs.div_ceil(BULK);
-    drive(&client, Door::Rpc, Bytes::from(json!({"jobs": many}).to_string()), BULK, requests, 4).await?;
+    drive_bulk(&client, &client.request(), BULK, requests).await?;
     ensure!(client.counts().await?.pending == (requests * BULK) as i64, "not all jobs wait");
     Ok(())
 }

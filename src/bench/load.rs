@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use hdrhistogram::Histogram;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::stage::{Client, Door};
 
@@ -60,6 +60,21 @@ pub(super) async fn drive(
     let took = began.elapsed();
     let latency = all.lock().unwrap_or_else(PoisonError::into_inner).clone();
     Ok(Outcome { took, latency })
+}
+
+/// Jobs in a bulk request. Source: wire contract, the most that it takes.
+pub(super) const BULK: usize = 1000;
+const BULK_IN_FLIGHT: usize = 4;
+
+/// Hands in `requests` bulk requests of `size` times the same job.
+pub(super) async fn drive_bulk(
+    client: &Client,
+    request: &Value,
+    size: usize,
+    requests: usize,
+) -> anyhow::Result<Outcome> {
+    let body = Bytes::from(json!({"jobs": vec![request; size]}).to_string());
+    drive(client, Door::Rpc, body, size, requests, BULK_IN_FLIGHT).await
 }
 
 fn check(answer: &[u8], jobs: usize) -> anyhow::Result<()> {

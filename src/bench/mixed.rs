@@ -3,20 +3,18 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use bytes::Bytes;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 
 use super::{
     Options,
-    load::drive,
+    load::{BULK, drive_bulk},
     noop::OTHER,
     report::Row,
-    scenarios,
-    stage::{Client, Door, Stage},
+    scenarios::{self, PATIENCE, until_completed},
+    stage::{Client, Stage},
 };
 
-const BULK: usize = 1000;
 /// Jobs that a flood keeps waiting, at least while it is looked at.
 const FLOOD: usize = 200_000;
 /// Jobs that take ten seconds: ten times what runs of a type at the same time.
@@ -25,7 +23,6 @@ const SLOW: usize = 1000;
 const RETRYING: usize = 10_000;
 /// Jobs of the low lane under a flood of the high one.
 const LOW: usize = 200;
-const PATIENCE: Duration = Duration::from_secs(300);
 
 pub(super) async fn run(stage: &Stage, options: &Options, say: &impl Fn(&str)) -> anyhow::Result<Vec<Row>> {
     let quick = stage.client();
@@ -44,7 +41,7 @@ pub(super) async fn run(stage: &Stage, options: &Options, say: &impl Fn(&str)) -
     flood.resume().await?;
     rows.extend(look("beside a flood of another type").await?);
     rows.push(left("of the flood still waiting", flood.counts().await?.pending));
-    until_done(&flood, FLOOD as i64).await?;
+    until_completed(&flood, FLOOD as i64).await?;
 
     let slow = other(json!({"ms": 10_000}));
     hand_in(&slow, SLOW, None).await?;
@@ -71,7 +68,7 @@ pub(super) async fn run(stage: &Stage, options: &Options, say: &impl Fn(&str)) -
     let beside = scenarios::latency_beside(stage, &quick, options.rate, options.seconds).await?;
     rows.extend(beside.into_iter().map(|row| Row { name: format!("beside {RETRYING} retries, {}", row.name), ..row }));
     say("until the retries are done …");
-    until_done(&quick, before + RETRYING as i64 + (options.rate * options.seconds) as i64).await?;
+    until_completed(&quick, before + RETRYING as i64 + (options.rate * options.seconds) as i64).await?;
 
     say("the low lane under a flood of the high one …");
     rows.push(low_lane(&other(json!({}))).await?);
@@ -109,7 +106,7 @@ async fn low_lane(client: &Client) -> anyhow::Result<Row> {
     };
     tokio::time::timeout(PATIENCE, all).await.context("jobs of the low lane were never done")?;
     let took = began.elapsed();
-    until_done(client, before + (FLOOD + LOW) as i64).await?;
+    until_completed(client, before + (FLOOD + LOW) as i64).await?;
     let name = format!("{LOW} low jobs done after {} high ones of {FLOOD}", done - LOW);
     Ok(Row {
         name,
@@ -126,18 +123,7 @@ async fn hand_in(client: &Client, jobs: usize, priority: Option<i64>) -> anyhow:
         request["priority"] = priority.into();
     }
     let size = BULK.min(jobs);
-    let body = Bytes::from(json!({"jobs": vec![request; size]}).to_string());
-    drive(client, Door::Rpc, body, size, jobs.div_ceil(size), 4).await.map(|_| ())
-}
-
-async fn until_done(client: &Client, completed: i64) -> anyhow::Result<()> {
-    let done = async {
-        while client.counts().await?.completed < completed {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        anyhow::Ok(())
-    };
-    tokio::time::timeout(PATIENCE, done).await.context("not all jobs were done in time")?
+    drive_bulk(client, &request, size, jobs.div_ceil(size)).await.map(|_| ())
 }
 
 /// Ends what would take minutes for nothing.

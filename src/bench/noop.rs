@@ -14,7 +14,7 @@ use crate::{
 
 pub(super) const TYPE: &str = "bench";
 
-/// Further types of the same kind, for loads that are to stay apart.
+/// Another type of the same kind, for loads that are to stay apart.
 pub(super) const OTHER: &str = "bench-other";
 
 /// What a job of these types does.

@@ -28,7 +28,7 @@ pub(super) struct Row {
     pub cpu_ms_per_thousand: Option<Parts>,
     /// MiB at the end.
     pub memory: Option<Parts>,
-    /// Of what the parts could do together, for the rows of `limit`; of the row before, for those of `grow` and `mixed`.
+    /// Of what the parts could do together, for the rows of `limit`; of the row before, for those of `grow`.
     pub share: Option<f64>,
 }
 

@@ -8,20 +8,18 @@ use std::{
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
-    load::{drive, histogram},
+    load::{BULK, drive, drive_bulk, histogram},
     report::Row,
     stage::{Client, Door, Sample, Stage},
 };
 
 /// Longest wait for jobs to end.
-const PATIENCE: Duration = Duration::from_secs(300);
+pub(super) const PATIENCE: Duration = Duration::from_secs(300);
 /// How often it is asked whether all have ended.
 const LOOK: Duration = Duration::from_millis(25);
-const BULK: usize = 1000;
-const BULK_IN_FLIGHT: usize = 4;
 
 /// What happens to jobs while they are enqueued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,10 +56,8 @@ pub(super) async fn bulk(stage: &Stage, jobs: usize, meanwhile: Meanwhile) -> an
     let sample = stage.sample();
     let requests = jobs.div_ceil(BULK);
     let jobs = requests * BULK;
-    let many: Vec<Value> = (0..BULK).map(|_| client.request()).collect();
-    let body = Bytes::from(json!({"jobs": many}).to_string());
     let began = Instant::now();
-    let outcome = drive(&client, Door::Rpc, body, BULK, requests, BULK_IN_FLIGHT).await?;
+    let outcome = drive_bulk(&client, &client.request(), BULK, requests).await?;
     let (name, took) = match meanwhile {
         Meanwhile::Nothing => ("bulk enqueue", outcome.took),
         Meanwhile::Run => {
@@ -80,8 +76,7 @@ pub(super) async fn drain(stage: &Stage, jobs: usize) -> anyhow::Result<Row> {
     let before = client.counts().await?;
     let requests = jobs.div_ceil(BULK);
     let jobs = requests * BULK;
-    let many: Vec<Value> = (0..BULK).map(|_| client.request()).collect();
-    drive(&client, Door::Rpc, Bytes::from(json!({"jobs": many}).to_string()), BULK, requests, BULK_IN_FLIGHT).await?;
+    drive_bulk(&client, &client.request(), BULK, requests).await?;
     let sample = stage.sample();
     let began = Instant::now();
     client.resume().await?;
@@ -202,7 +197,7 @@ async fn run_all(client: &Client, completed: i64) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn until_completed(client: &Client, completed: i64) -> anyhow::Result<()> {
+pub(super) async fn until_completed(client: &Client, completed: i64) -> anyhow::Result<()> {
     let waiting = async {
         while client.counts().await?.completed < completed {
             tokio::time::sleep(LOOK).await;

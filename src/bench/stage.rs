@@ -53,7 +53,7 @@ pub(super) struct Own {
     schema: String,
     /// `None`: those of the stage beside.
     servers: Option<Servers>,
-    _folder: Option<Folder>,
+    folder: Option<Folder>,
 }
 
 /// One end of the load. Cheap to clone.
@@ -81,7 +81,7 @@ impl Stage {
         let folder = Folder::throw_away()?;
         let servers = Servers::start(folder.path(), Durability::Durable, PortChoice::Any).await?;
         let (service, client) = start_service(&servers, folder.path(), &config.nats.prefix, "queue").await?;
-        let own = Own { service, schema: "queue".into(), servers: Some(servers), _folder: Some(folder) };
+        let own = Own { service, schema: "queue".into(), servers: Some(servers), folder: Some(folder) };
         Ok(Self { own: Some(own), client })
     }
 
@@ -89,9 +89,9 @@ impl Stage {
     /// before this one does.
     pub async fn twin(&self, name: &str) -> anyhow::Result<Self> {
         let own = self.own.as_ref().context("only private servers have room for a second service")?;
-        let (servers, folder) = own.servers.as_ref().zip(own._folder.as_ref()).context("it is a twin itself")?;
+        let (servers, folder) = own.servers.as_ref().zip(own.folder.as_ref()).context("it is a twin itself")?;
         let (service, client) = start_service(servers, folder.path(), name, name).await?;
-        Ok(Self { own: Some(Own { service, schema: name.into(), servers: None, _folder: None }), client })
+        Ok(Self { own: Some(Own { service, schema: name.into(), servers: None, folder: None }), client })
     }
 
     /// Connects to a service that runs already.
@@ -139,13 +139,13 @@ impl Stage {
     }
 
     pub async fn end(self) {
-        let Some(Own { mut service, servers, _folder, .. }) = self.own else { return };
+        let Some(Own { mut service, servers, folder, .. }) = self.own else { return };
         let stop = move || {
             service.stop(Duration::from_secs(20));
             if let Some(servers) = servers {
                 servers.stop();
             }
-            drop(_folder);
+            drop(folder);
         };
         let _ = tokio::task::spawn_blocking(stop).await;
     }

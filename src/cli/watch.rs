@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Local, Utc};
+use chrono::{Local, Utc};
 use clap::{Args, builder::PossibleValuesParser};
 use futures_util::{StreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Deserialize;
 use serde_json::json;
 
 use super::{
@@ -18,7 +17,7 @@ use super::{
     wait,
 };
 use crate::{
-    client::{Client, Job, Progress, read},
+    client::{Client, Job, JobEvent, Progress, read},
     job::{JobType, model::JobId},
     ops::Verb,
 };
@@ -52,22 +51,6 @@ pub struct WatchArgs {
         ["enqueued", "started", "progress", "retrying", "completed", "failed", "cancelled"]
     ))]
     state: Vec<String>,
-}
-
-/// An event, read leniently.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Event {
-    job_id: String,
-    r#type: String,
-    state: String,
-    attempt: u64,
-    at: Option<DateTime<Utc>>,
-    worker_id: Option<String>,
-    error: Option<String>,
-    delay_seconds: Option<f64>,
-    percent: Option<f64>,
-    message: Option<String>,
 }
 
 pub async fn run(args: WatchArgs, client: &Client, out: &Output) -> anyhow::Result<Exit> {
@@ -150,7 +133,7 @@ async fn one(id: JobId, client: &Client, out: &Output) -> anyhow::Result<Exit> {
 
 /// Shows an event of the one job; whether it is its last. On a terminal, progress moves the bar.
 fn show(payload: &[u8], bar: &ProgressBar, out: &Output) -> anyhow::Result<bool> {
-    let event: Event = serde_json::from_slice(payload).unwrap_or_default();
+    let event: JobEvent = serde_json::from_slice(payload).unwrap_or_default();
     if let Some(percent) = event.percent {
         bar.set_style(style(PROGRESS));
         bar.set_position(percent.clamp(0.0, 100.0) as u64);
@@ -167,7 +150,7 @@ fn print(payload: &[u8], with_job: bool, out: &Output) -> anyhow::Result<()> {
     if out.json {
         return out.json_line(&text);
     }
-    match serde_json::from_str::<Event>(&text) {
+    match serde_json::from_str::<JobEvent>(&text) {
         Ok(event) => out.line(&event.line(with_job, out)),
         Err(_) => {
             out.note(&format!("an event that is not understood: {}", clean(&text)));
@@ -176,7 +159,7 @@ fn print(payload: &[u8], with_job: bool, out: &Output) -> anyhow::Result<()> {
     }
 }
 
-impl Event {
+impl JobEvent {
     fn line(&self, with_job: bool, out: &Output) -> String {
         let at = self.at.unwrap_or_else(Utc::now);
         let at = if out.terminal { at.with_timezone(&Local).format("%H:%M:%S%.3f").to_string() } else { absolute(at) };
@@ -243,7 +226,7 @@ mod tests {
     #[test]
     fn an_event_is_a_line_that_says_what_happened_and_steers_nothing() {
         let out = Output::piped();
-        let line = |json: &str| serde_json::from_str::<Event>(json).unwrap().line(true, &out);
+        let line = |json: &str| serde_json::from_str::<JobEvent>(json).unwrap().line(true, &out);
         let at = r#""jobId":"0198","type":"x","at":"2026-01-01T00:00:00Z""#;
         assert_eq!(
             line(&format!(r#"{{{at},"state":"retrying","attempt":1,"error":"no\u001b[2J","delaySeconds":60}}"#)),

@@ -43,7 +43,7 @@ pub struct ListJobs {
     pub include: Vec<String>,
 }
 
-/// Something that happened to a job.
+/// Something that happened to a job, read leniently as all answers are.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct JobEvent {
@@ -51,10 +51,11 @@ pub struct JobEvent {
     pub r#type: String,
     /// `enqueued`, `started`, `progress`, `retrying`, `completed`, `failed` or `cancelled`.
     pub state: String,
-    pub attempt: u16,
+    pub attempt: u64,
     pub at: Option<DateTime<Utc>>,
     pub worker_id: Option<String>,
     pub error: Option<String>,
+    pub delay_seconds: Option<f64>,
     pub percent: Option<f64>,
     pub message: Option<String>,
 }

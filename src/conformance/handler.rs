@@ -8,7 +8,7 @@ use serde_json::{Value, value::RawValue};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
-    FIRST, Options, RESULT_MAX,
+    FIRST, NEEDS_BAD, NEEDS_LARGE, NEEDS_SLOW, Options, RESULT_MAX,
     peer::{Order, Peer, Run, in_words, is_nobody, judge, short},
     program::{NOT_OURS, Program},
     report::{Report, Ruling, Sheet, failed, passed, skipped, warned},
@@ -24,7 +24,6 @@ use crate::{
 const SECOND: Duration = Duration::from_millis(500);
 /// Source: docs/protocol.md, worker.cancel_grace.
 const CANCEL: Duration = Duration::from_secs(5);
-const NEEDS_SLOW: &str = "give the payload of a job of at least ten seconds with --slow";
 
 pub(super) async fn examine(
     peer: Peer,
@@ -203,7 +202,7 @@ impl Course<'_> {
 
     async fn bad(&mut self) -> anyhow::Result<Ruling> {
         let Some(payload) = &self.options.bad else {
-            return Ok(skipped("give the payload of a job that can never succeed with --bad"));
+            return Ok(skipped(NEEDS_BAD));
         };
         let mut run = self.peer.ask(self.order(payload)).await?;
         let Some(answer) = run.answer_in_time().await else { return Ok(failed("no answer in time")) };
@@ -224,7 +223,7 @@ impl Course<'_> {
 
     async fn large(&mut self) -> anyhow::Result<Ruling> {
         let Some(payload) = &self.options.large else {
-            return Ok(skipped("give the payload of a job with a larger result with --large"));
+            return Ok(skipped(NEEDS_LARGE));
         };
         let mut run = self.peer.ask(self.order(payload)).await?;
         let Some(answer) = run.answer_in_time().await else { return Ok(failed("no answer in time")) };

@@ -15,12 +15,13 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use async_nats::{Client, ConnectOptions};
-use serde_json::value::RawValue;
+use chrono::{SecondsFormat, Utc};
+use serde_json::{Value, json, value::RawValue};
 
 use crate::{
     broker::login,
     config,
-    job::{JobType, json},
+    job::{JobType, json as rules, model::JobId},
 };
 use program::Program;
 use report::Sheet;
@@ -30,6 +31,10 @@ pub use report::{Finding, Report, Verdict};
 const RESULT_MAX: usize = 256 * 1024;
 /// How long the kit waits for a first sign of the one who is examined.
 const FIRST: Duration = Duration::from_secs(30);
+/// Why a check could not be made.
+const NEEDS_SLOW: &str = "give the payload of a job of at least ten seconds with --slow";
+const NEEDS_BAD: &str = "give the payload of a job that can never succeed with --bad";
+const NEEDS_LARGE: &str = "give the payload of a job with a larger result with --large";
 
 /// Who is examined.
 #[derive(Clone, Debug)]
@@ -93,11 +98,23 @@ fn parts_of(subject: &str) -> anyhow::Result<(&str, JobType)> {
 fn check(options: &Options) -> anyhow::Result<()> {
     let all = [Some(&options.payload), options.bad.as_ref(), options.slow.as_ref(), options.large.as_ref()];
     for payload in all.into_iter().flatten() {
-        if let Err(fault) = json::check_value(payload.get().as_bytes()) {
+        if let Err(fault) = rules::check_value(payload.get().as_bytes()) {
             bail!("a payload can't be handed in: {fault}");
         }
     }
     Ok(())
+}
+
+/// A job in hand as the service shows it, with something of which only later versions know.
+fn job(job_type: &JobType, id: JobId, payload: &RawValue, checkpoint: Option<&RawValue>) -> Value {
+    let now = Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true);
+    // The first attempt, whichever run it is: as when the record of a run was lost that had spent none.
+    json!({
+        "id": id, "type": job_type.as_str(), "status": "processing", "payload": payload, "priority": 0, "attempts": 1,
+        "maxAttempts": 3, "result": null, "error": null, "errors": [], "progress": null, "tags": [], "idempotencyKey": null,
+        "workerId": "conformance", "note": null, "createdAt": now, "runAt": now, "startedAt": now, "finishedAt": null,
+        "checkpoint": checkpoint, "ofLaterVersions": {"more": [1]},
+    })
 }
 
 async fn connect(config: &config::Nats) -> anyhow::Result<Client> {

@@ -14,13 +14,12 @@ use crate::{
     ops::{
         input,
         wire::{CompleteRequest, FailRequest, FetchRequest, HeartbeatRequest, ReleaseRequest},
+        work::{self, Bounds},
     },
 };
 
 /// An empty answer comes after this or `waitMs`, so that no check has to wait long for the next fetch.
 const EMPTY: Duration = Duration::from_millis(200);
-/// Unless the worker says otherwise. Source: docs/protocol.md.
-const LEASE_MS: i64 = 30_000;
 
 pub(super) struct Office {
     nats: Client,
@@ -57,7 +56,7 @@ pub(super) struct Outcome {
 }
 
 enum Asked {
-    Fetch { lease_ms: i64, wait: Duration, reply: Option<Subject> },
+    Fetch { lease: Duration, wait: Duration, reply: Option<Subject> },
     Outcome { id: JobId, run: i64, outcome: Outcome },
 }
 
@@ -80,8 +79,7 @@ impl Office {
     pub async fn give(&mut self, payload: &RawValue, id: JobId, run: i64, end: Instant) -> Option<Given> {
         loop {
             match self.next(end).await? {
-                Asked::Fetch { lease_ms, reply, .. } => {
-                    let lease = Duration::from_millis(lease_ms.unsigned_abs());
+                Asked::Fetch { lease, reply, .. } => {
                     let body = json!({"jobs": [self.job(payload, id, run, lease)]});
                     self.answer(reply, &body).await;
                     return Some(Given { id, run, at: Instant::now(), lease });
@@ -209,21 +207,9 @@ impl Office {
         if !named && !scoped {
             return Err(format!("/types does not name '{}'", self.job_type));
         }
-        let within = |name: &str, value: Option<i64>, low: i64, high: i64| match value {
-            Some(value) if !(low..=high).contains(&value) => Err(format!("/{name} must be {low} to {high}")),
-            _ => Ok(()),
-        };
-        within("max", request.max, 1, 100)?;
-        within("waitMs", request.wait_ms, 0, 30_000)?;
-        within("leaseMs", request.lease_ms, 1000, 3_600_000)?;
-        let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        if !(1..=100).contains(&request.worker_id.len()) || !request.worker_id.chars().all(legal) {
-            return Err("/workerId must be 1 to 100 letters, digits, '-', '_' or '.'".into());
-        }
+        let Bounds { wait, lease, .. } = work::check(&request).map_err(|refused| refused.detail)?;
         self.worker = Some(request.worker_id);
-        let wait = Duration::from_millis(request.wait_ms.unwrap_or(0).unsigned_abs());
-        let lease_ms = request.lease_ms.unwrap_or(LEASE_MS);
-        Ok(Some(Asked::Fetch { lease_ms, wait, reply: message.reply.clone() }))
+        Ok(Some(Asked::Fetch { lease, wait, reply: message.reply.clone() }))
     }
 
     async fn heartbeat(&mut self, request: &HeartbeatRequest, reply: Option<Subject>) {
@@ -240,16 +226,14 @@ impl Office {
     }
 
     fn job(&self, payload: &RawValue, id: JobId, run: i64, lease: Duration) -> Value {
-        let text = |at: chrono::DateTime<Utc>| at.to_rfc3339_opts(SecondsFormat::Micros, true);
-        let now = text(Utc::now());
-        json!({
-            "id": id, "type": self.job_type.as_str(), "status": "processing", "payload": payload, "priority": 0,
-            "attempts": 1, "maxAttempts": 3, "result": null, "error": null, "errors": [], "progress": null, "tags": [],
-            "idempotencyKey": null, "workerId": self.worker, "note": null, "createdAt": now, "runAt": now, "startedAt": now,
-            "finishedAt": null, "run": run, "checkpoint": null, "deadline": text(Utc::now() + Duration::from_secs(300)),
-            "leaseMs": lease.as_millis() as u64, "traceparent": Trace::of_job(id).of_run(id, run).to_string(),
-            "ofLaterVersions": {"more": [1]},
-        })
+        let deadline = (Utc::now() + Duration::from_secs(300)).to_rfc3339_opts(SecondsFormat::Micros, true);
+        let mut job = super::job(&self.job_type, id, payload, None);
+        job["workerId"] = self.worker.clone().into();
+        job["run"] = run.into();
+        job["deadline"] = deadline.into();
+        job["leaseMs"] = (lease.as_millis() as u64).into();
+        job["traceparent"] = Trace::of_job(id).of_run(id, run).to_string().into();
+        job
     }
 
     /// An empty answer, later.

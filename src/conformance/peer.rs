@@ -51,8 +51,8 @@ impl Peer {
     /// # Errors
     /// The connection is closed.
     pub async fn ask(&self, order: Order<'_>) -> anyhow::Result<Run> {
-        let body = self.body(&order);
-        self.ask_with(order, body).await
+        let job = super::job(&self.job_type, order.id, order.payload, order.checkpoint);
+        self.ask_with(order, job.to_string().into_bytes()).await
     }
 
     /// Asks with a body that may be anything.
@@ -85,17 +85,6 @@ impl Peer {
         nats.flush().await?;
         let sent = Instant::now();
         Ok(Run { id, answers, signs, sent, deadline: sent + within, heard: Vec::new() })
-    }
-
-    fn body(&self, order: &Order<'_>) -> Vec<u8> {
-        let now = Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true);
-        let job = json!({
-            "id": order.id, "type": self.job_type.as_str(), "status": "processing", "payload": order.payload, "priority": 0,
-            "attempts": 1, "maxAttempts": 3, "result": null, "error": null, "errors": [], "progress": null, "tags": [],
-            "idempotencyKey": null, "workerId": "conformance", "note": null, "createdAt": now, "runAt": now, "startedAt": now,
-            "finishedAt": null, "checkpoint": order.checkpoint, "ofLaterVersions": {"more": [1]},
-        });
-        job.to_string().into_bytes()
     }
 
     /// Tells the handler that a job is cancelled.

@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use super::{
-    FIRST, Options, RESULT_MAX,
+    FIRST, NEEDS_BAD, NEEDS_LARGE, NEEDS_SLOW, Options, RESULT_MAX,
     office::{Given, Office, Outcome},
     peer::short,
     program::{NOT_OURS, Program},
@@ -20,7 +20,6 @@ const FETCH: Duration = Duration::from_secs(35);
 const LEASE_MAX: Duration = Duration::from_secs(15);
 /// How long a worker may take to hear of a cancellation and to obey.
 const OBEY: Duration = Duration::from_secs(5);
-const NEEDS_SLOW: &str = "give the payload of a job of at least ten seconds with --slow";
 
 pub(super) async fn examine(
     office: Office,
@@ -101,7 +100,7 @@ impl Course<'_> {
 
     async fn bad(&mut self) -> Ruling {
         let Some(payload) = self.options.bad.clone() else {
-            return skipped("give the payload of a job that can never succeed with --bad");
+            return skipped(NEEDS_BAD);
         };
         match self.run(&payload, JobId::now_v7(), 1).await {
             Ok((_, outcome)) if outcome.verb != "fail" => failed(in_words(&outcome)),
@@ -115,7 +114,7 @@ impl Course<'_> {
 
     async fn large(&mut self) -> Ruling {
         let Some(payload) = self.options.large.clone() else {
-            return skipped("give the payload of a job with a larger result with --large");
+            return skipped(NEEDS_LARGE);
         };
         match self.run(&payload, JobId::now_v7(), 1).await {
             Ok((_, outcome)) if outcome.size > RESULT_MAX => failed(format!(

@@ -21,7 +21,7 @@ mod types;
 mod wait;
 pub(crate) mod work;
 
-use std::sync::Arc;
+use std::{pin::Pin, sync::Arc};
 
 use serde::Serialize;
 use tokio::sync::Notify;
@@ -94,49 +94,44 @@ impl Ops {
         body: &[u8],
         options: EnqueueOptions<'_>,
     ) -> Result<Vec<u8>, ApiError> {
-        match verb {
-            Verb::Enqueue => json(&self.enqueue(scope, body, options).await?),
-            // Boxed: else every request would be as large as the largest of these, and each is copied when it begins.
-            _ => Box::pin(self.call_any(verb, scope, body, options)).await,
-        }
-    }
-
-    async fn call_any(
-        &self,
-        verb: Verb,
-        scope: Scope<'_>,
-        body: &[u8],
-        options: EnqueueOptions<'_>,
-    ) -> Result<Vec<u8>, ApiError> {
-        match verb {
-            Verb::Enqueue => json(&self.enqueue(scope, body, options).await?),
-            Verb::EnqueueMany => json(&self.enqueue_many(scope, body, options).await?),
-            Verb::GetJob => json(&self.get_job(scope, body).await?),
-            Verb::ListJobs => json(&self.list_jobs(scope, input::parse(body)?).await?),
-            Verb::RetryJob => json(&self.retry_job(scope, input::parse_by_id(body)?).await?),
-            Verb::CancelJob => json(&self.cancel_job(scope, input::parse_by_id(body)?).await?),
+        // Boxed: else every request would be as large as the largest of these, and each is copied when it begins.
+        let other = match verb {
+            Verb::Enqueue => return json(&self.enqueue(scope, body, options).await?),
+            Verb::EnqueueMany => boxed(self.enqueue_many(scope, body, options)),
+            Verb::GetJob => boxed(self.get_job(scope, body)),
+            Verb::ListJobs => boxed(self.list_jobs(scope, input::parse(body)?)),
+            Verb::RetryJob => boxed(self.retry_job(scope, input::parse_by_id(body)?)),
+            Verb::CancelJob => boxed(self.cancel_job(scope, input::parse_by_id(body)?)),
             Verb::GetStats => {
                 let wire::Empty {} = input::parse(body)?;
-                json(&self.get_stats(scope).await?)
+                boxed(self.get_stats(scope))
             }
-            Verb::WaitJob => json(&self.wait_job(scope, input::parse_by_id(body)?).await?),
+            Verb::WaitJob => boxed(self.wait_job(scope, input::parse_by_id(body)?)),
             Verb::ListTypes => {
                 let wire::Empty {} = input::parse(body)?;
-                json(&self.list_types(scope).await?)
+                boxed(self.list_types(scope))
             }
-            Verb::PauseType => json(&self.set_paused(scope, input::parse(body)?, true).await?),
-            Verb::ResumeType => json(&self.set_paused(scope, input::parse(body)?, false).await?),
-            Verb::RegisterType => json(&self.register_type(scope, body).await?),
-            Verb::UnregisterType => json(&self.unregister_type(scope, input::parse(body)?).await?),
-            Verb::Finish => json(&self.finish(scope, input::parse(body)?).await?),
-            Verb::Fetch => json(&self.fetch(scope, input::parse(body)?).await?),
-            Verb::Heartbeat => json(&self.heartbeat(scope, input::parse(body)?).await?),
-            Verb::Complete => json(&self.complete(scope, input::parse(body)?).await?),
-            Verb::Fail => json(&self.fail(scope, input::parse(body)?).await?),
-            Verb::Release => json(&self.release(scope, input::parse(body)?).await?),
-            Verb::GetSchema => json(&schema::of_verb(input::parse(body)?)?),
-        }
+            Verb::PauseType => boxed(self.set_paused(scope, input::parse(body)?, true)),
+            Verb::ResumeType => boxed(self.set_paused(scope, input::parse(body)?, false)),
+            Verb::RegisterType => boxed(self.register_type(scope, body)),
+            Verb::UnregisterType => boxed(self.unregister_type(scope, input::parse(body)?)),
+            Verb::Finish => boxed(self.finish(scope, input::parse(body)?)),
+            Verb::Fetch => boxed(self.fetch(scope, input::parse(body)?)),
+            Verb::Heartbeat => boxed(self.heartbeat(scope, input::parse(body)?)),
+            Verb::Complete => boxed(self.complete(scope, input::parse(body)?)),
+            Verb::Fail => boxed(self.fail(scope, input::parse(body)?)),
+            Verb::Release => boxed(self.release(scope, input::parse(body)?)),
+            Verb::GetSchema => return json(&schema::of_verb(input::parse(body)?)?),
+        };
+        other.await
     }
+}
+
+/// What is being done, and its reply as JSON.
+fn boxed<'a, T: Serialize>(
+    work: impl Future<Output = Result<T, ApiError>> + Send + 'a,
+) -> Pin<Box<dyn Future<Output = Result<Vec<u8>, ApiError>> + Send + 'a>> {
+    Box::pin(async move { json(&work.await?) })
 }
 
 fn json(reply: &impl Serialize) -> Result<Vec<u8>, ApiError> {

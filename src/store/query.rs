@@ -131,17 +131,13 @@ impl Store {
         let db = self.orm();
         let select = columns(include).filter(wanted).order_by_desc(Column::Id).limit(limit + 1).offset(offset);
         let mut rows = select.stream(&db).await.map_err(failed)?;
-        let mut page = Page { rows: Vec::new(), more: false };
-        let mut size = 0;
+        let mut page = Filling::new(limit, budget);
         while let Some(row) = rows.try_next().await.map_err(failed)? {
-            size += weight(&row);
-            if page.rows.len() as u64 == limit || (size > budget && !page.rows.is_empty()) {
-                page.more = true;
+            if !page.add(row) {
                 break;
             }
-            page.rows.push(row);
         }
-        Ok(page)
+        Ok(page.page)
     }
 }
 
@@ -151,22 +147,44 @@ const OVER: [Status; 3] = [Status::Completed, Status::Failed, Status::Cancelled]
 /// One page of several that are each in order. A page that has ended early says nothing of what is older than its last row.
 fn merge(pages: Vec<Page>, limit: u64, budget: usize) -> Page {
     let known_to = pages.iter().filter(|page| page.more).filter_map(|page| page.rows.last()).map(|row| row.id).max();
-    let mut merged = Page { rows: Vec::new(), more: known_to.is_some() };
     let mut rows: Vec<Model> = pages.into_iter().flat_map(|page| page.rows).collect();
     rows.sort_by_key(|row| std::cmp::Reverse(row.id));
     // A job that ended between the two readings is in both.
     rows.dedup_by_key(|row| row.id);
-    let mut size = 0;
-    for row in rows {
-        size += weight(&row);
-        let full = merged.rows.len() as u64 == limit || (size > budget && !merged.rows.is_empty());
-        if full || known_to.is_some_and(|last| row.id < last) {
-            merged.more = true;
+    let mut merged = Filling::new(limit, budget);
+    for row in rows.into_iter().take_while(|row| known_to.is_none_or(|last| row.id >= last)) {
+        if !merged.add(row) {
             break;
         }
-        merged.rows.push(row);
     }
-    merged
+    let Page { rows, more } = merged.page;
+    Page { rows, more: more || known_to.is_some() }
+}
+
+/// A page that takes rows until it is full.
+struct Filling {
+    page: Page,
+    limit: u64,
+    budget: usize,
+    size: usize,
+}
+
+impl Filling {
+    fn new(limit: u64, budget: usize) -> Self {
+        Self { page: Page { rows: Vec::new(), more: false }, limit, budget, size: 0 }
+    }
+
+    /// `false`: the page is full without this row, which follows it.
+    fn add(&mut self, row: Model) -> bool {
+        let rows = &mut self.page.rows;
+        self.size += weight(&row);
+        if rows.len() as u64 == self.limit || (self.size > self.budget && !rows.is_empty()) {
+            self.page.more = true;
+            return false;
+        }
+        rows.push(row);
+        true
+    }
 }
 
 async fn within<T>(context: &'static str, read: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
@@ -265,17 +283,13 @@ mod tests {
 
     /// As [`Store::page`] reads it.
     fn page(rows: &[Model], before: Option<Uuid>, limit: u64, budget: usize) -> Page {
-        let mut page = Page { rows: Vec::new(), more: false };
-        let mut size = 0;
+        let mut page = Filling::new(limit, budget);
         for row in rows.iter().filter(|row| before.is_none_or(|before| row.id < before)) {
-            size += weight(row);
-            if page.rows.len() as u64 == limit || (size > budget && !page.rows.is_empty()) {
-                page.more = true;
+            if !page.add(row.clone()) {
                 break;
             }
-            page.rows.push(row.clone());
         }
-        page
+        page.page
     }
 
     proptest! {

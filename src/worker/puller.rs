@@ -75,11 +75,11 @@ impl Puller {
                 Some(delivery) = low.next() => self.waiting[2].push_back(delivery),
                 _ = self.slots.changed() => {}
                 Ok(()) = types.changed() => {
-                    let paused = types.borrow_and_update().paused.contains(self.known.name());
-                    if paused && !std::mem::replace(&mut is_paused, paused) && self.withdraw().await.is_err() {
+                    let was_paused = is_paused;
+                    is_paused = types.borrow_and_update().paused.contains(self.known.name());
+                    if is_paused && !was_paused && self.withdraw().await.is_err() {
                         break;
                     }
-                    is_paused = paused;
                 }
                 _ = tick.tick() => {
                     self.lanes.iter_mut().for_each(LanePull::tick);
@@ -99,7 +99,7 @@ impl Puller {
             };
             let Some(delivery) = self.pick() else { return };
             // Not on the tracker of the batchers: that is waited for after the last run has ended. Boxed, since tokio
-            // copies a task's future at every change of its state, and this one has some kilobytes.
+            // copies a task's future at every change of its state.
             tokio::spawn(Box::pin(run::carry_out(
                 self.shared.clone(),
                 self.known.clone(),

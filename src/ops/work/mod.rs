@@ -31,24 +31,10 @@ impl Ops {
     /// # Errors
     /// `invalid_request`, `unknown_type`, `overloaded`, `unavailable`.
     pub async fn fetch(&self, scope: Scope<'_>, request: FetchRequest) -> Result<FetchReply, ApiError> {
-        let bounded = |path: &str, value: Option<i64>, default: i64, range: std::ops::RangeInclusive<i64>| {
-            let value = value.unwrap_or(default);
-            let message = || format!("must be {} to {}", range.start(), range.end());
-            if range.contains(&value) { Ok(value) } else { Err(ApiError::fault(Code::InvalidRequest, path, message())) }
-        };
-        let max = bounded("/max", request.max, 1, 1..=MAX_JOBS)? as usize;
-        let wait = bounded("/waitMs", request.wait_ms, 0, 0..=MAX_WAIT_MS)? as u64;
-        let lease = bounded("/leaseMs", request.lease_ms, DEFAULT_LEASE_MS, LEASE_MS)?;
-        check_worker(&request.worker_id)?;
+        let Bounds { max, wait, lease } = check(&request)?;
         let types = self.fetched_types(scope, request.types)?;
         let _turn = self.waits.try_acquire().map_err(|_| ApiError::overloaded("too many fetches are waiting"))?;
-        let wish = desk::Wish {
-            types,
-            max,
-            wait: Duration::from_millis(wait),
-            worker_id: request.worker_id,
-            lease: Duration::from_millis(lease as u64),
-        };
+        let wish = desk::Wish { types, max, wait, worker_id: request.worker_id, lease };
         let claimed = self.desk.fetch(self, wish).await?;
         let rows = match claimed.is_empty() {
             true => Vec::new(),
@@ -71,7 +57,7 @@ impl Ops {
                 checkpoint: job.checkpoint,
                 deadline: job.deadline,
                 traceparent: job.trace.to_string(),
-                lease_ms: lease,
+                lease_ms: lease.as_millis() as i64,
             });
         }
         Ok(FetchReply { jobs })
@@ -103,6 +89,33 @@ impl Ops {
         }
         Ok(types)
     }
+}
+
+/// What a request for work says within its bounds.
+pub(crate) struct Bounds {
+    pub max: usize,
+    pub wait: Duration,
+    pub lease: Duration,
+}
+
+/// Checks what does not depend on the types that there are.
+///
+/// # Errors
+/// `invalid_request`.
+pub(crate) fn check(request: &FetchRequest) -> Result<Bounds, ApiError> {
+    let bounded = |path: &str, value: Option<i64>, default: i64, range: std::ops::RangeInclusive<i64>| {
+        let value = value.unwrap_or(default);
+        let message = || format!("must be {} to {}", range.start(), range.end());
+        match range.contains(&value) {
+            true => Ok(value.unsigned_abs()),
+            false => Err(ApiError::fault(Code::InvalidRequest, path, message())),
+        }
+    };
+    let max = bounded("/max", request.max, 1, 1..=MAX_JOBS)? as usize;
+    let wait = bounded("/waitMs", request.wait_ms, 0, 0..=MAX_WAIT_MS)?;
+    let lease = bounded("/leaseMs", request.lease_ms, DEFAULT_LEASE_MS, LEASE_MS)?;
+    check_worker(&request.worker_id)?;
+    Ok(Bounds { max, wait: Duration::from_millis(wait), lease: Duration::from_millis(lease) })
 }
 
 fn check_worker(id: &str) -> Result<(), ApiError> {
