@@ -4,6 +4,7 @@
 
 pub mod cancel;
 pub mod claim;
+mod connections;
 pub mod counts;
 pub mod enqueue;
 pub mod entity;
@@ -22,21 +23,21 @@ pub mod workers;
 use std::{
     str::FromStr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use sea_orm::{DatabaseConnection, SqlxPostgresConnector};
 use sqlx::{
     AssertSqlSafe, ConnectOptions as _, FromRow, PgPool, Postgres,
-    pool::PoolConnection,
     postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow},
     query::QueryAs,
 };
 
 use crate::config;
+use connections::{Connections, Doubt, sign_of_life};
 
 /// Longest wait for a free connection. Shorter than what any caller is promised (2 s).
 const ACQUIRE: Duration = Duration::from_millis(1500);
@@ -44,16 +45,14 @@ const ACQUIRE: Duration = Duration::from_millis(1500);
 const STATEMENT: Duration = Duration::from_secs(5);
 /// Longest wait for what a caller asks, connection and all: he is promised an answer within 2 s.
 pub(crate) const ANSWER: Duration = Duration::from_millis(1700);
-/// Longest wait for a sign of life of a connection that may be dead.
-const SIGN_OF_LIFE: Duration = Duration::from_millis(500);
 
 /// Handles to the database. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
     /// Enqueue, claim, finish, and what else runs all the time.
-    hot: PgPool,
+    hot: Connections,
     /// Reads and admin, so that a flood of them can't hold up the hot path.
-    reads: PgPool,
+    reads: Connections,
     options: PgConnectOptions,
     doubt: Doubt,
     /// Whether the schema is known to be there. Before that nothing is asked of it, so that a service that starts before
@@ -153,6 +152,7 @@ impl Store {
         // at a third of the speed or worse.
         let hot = options.clone().options([("enable_seqscan", "off"), ("plan_cache_mode", "force_generic_plan")]);
         let for_reads = (config.max_connections / 3).max(2);
+        let for_hot = config.max_connections - for_reads;
         let doubt = Doubt::default();
         let pool = |size: u32| {
             let doubt = doubt.clone();
@@ -170,8 +170,9 @@ impl Store {
         // off on a silent connection would take its place in the pool away for good.
         let reads = pool(for_reads).after_release(|connection, _| Box::pin(sign_of_life(connection)));
         Ok(Self {
-            hot: pool(config.max_connections - for_reads).connect_lazy_with(hot),
-            reads: reads.connect_lazy_with(options.clone()),
+            hot: Connections::new(pool(for_hot).connect_lazy_with(hot), for_hot, for_hot, doubt.clone()),
+            // Entities and handlers take theirs from the pool itself.
+            reads: Connections::new(reads.connect_lazy_with(options.clone()), for_reads, for_reads / 2, doubt.clone()),
             options,
             doubt,
             migrated: Arc::default(),
@@ -218,7 +219,7 @@ impl Store {
 
     /// The pool of reads, for handlers that have tables of their own.
     pub fn reads(&self) -> &PgPool {
-        &self.reads
+        self.reads.pool()
     }
 
     /// How to connect, for parts that need a connection of their own.
@@ -232,7 +233,7 @@ impl Store {
     }
 
     pub(crate) fn orm(&self) -> DatabaseConnection {
-        SqlxPostgresConnector::from_sqlx_postgres_pool(self.reads.clone())
+        SqlxPostgresConnector::from_sqlx_postgres_pool(self.reads().clone())
     }
 
     /// Runs one statement on the hot connections.
@@ -281,7 +282,7 @@ impl Store {
     /// One statement, with a connection, in `limit`.
     async fn bounded<T>(
         &self,
-        pool: &PgPool,
+        connections: &Connections,
         limit: Duration,
         context: &'static str,
         query: Fetch<'_, T>,
@@ -292,18 +293,17 @@ impl Store {
         let until = tokio::time::Instant::now() + limit;
         let failed = |e| Error::of(context, e);
         let too_late = |_| Error::Unavailable { context, source: None };
-        let connection = tokio::time::timeout_at(until, pool.acquire()).await.map_err(too_late)?.map_err(failed)?;
-        let mut connection = Unanswered(Some(connection));
-        let run = query.fetch_all(connection.get()?);
+        let mut taken = tokio::time::timeout_at(until, connections.take()).await.map_err(too_late)?.map_err(failed)?;
+        let run = query.fetch_all(taken.get().map_err(failed)?);
         match tokio::time::timeout_at(until, tokio::time::timeout(STATEMENT, run)).await {
             Ok(Ok(Ok(rows))) => {
-                connection.give_back();
+                taken.give_back();
                 Ok(rows)
             }
             Ok(Ok(Err(e))) => {
                 // Without an answer from the server nobody knows what state the connection is in.
                 if e.as_database_error().is_some() {
-                    connection.give_back();
+                    taken.give_back();
                 } else {
                     self.doubt.raise();
                 }
@@ -318,46 +318,3 @@ impl Store {
 }
 
 type Fetch<'q, T> = QueryAs<'q, Postgres, T, PgArguments>;
-
-/// A connection that owes an answer. It is dropped, not given back, unless the answer has come.
-struct Unanswered(Option<PoolConnection<Postgres>>);
-
-impl Unanswered {
-    fn get(&mut self) -> Result<&mut sqlx::PgConnection, Error> {
-        self.0.as_deref_mut().ok_or(Error::Unavailable { context: "a connection was given back already", source: None })
-    }
-
-    fn give_back(mut self) {
-        drop(self.0.take());
-    }
-}
-
-impl Drop for Unanswered {
-    fn drop(&mut self) {
-        if let Some(connection) = self.0.take() {
-            drop(connection.detach());
-        }
-    }
-}
-
-/// When a connection last failed to answer. Those that are older may be dead as well, after a failover for instance, and
-/// each would cost another statement's whole limit.
-#[derive(Clone, Default)]
-struct Doubt(Arc<Mutex<Option<Instant>>>);
-
-impl Doubt {
-    fn raise(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-    }
-
-    /// Whether a connection of this age was there when another one failed.
-    fn concerns(&self, age: Duration) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() < age)
-    }
-}
-
-/// Whether a connection can be used. An error makes the pool drop it without a word, which it could not hear anyhow.
-async fn sign_of_life(connection: &mut sqlx::PgConnection) -> Result<bool, sqlx::Error> {
-    use sqlx::Connection;
-    tokio::time::timeout(SIGN_OF_LIFE, connection.ping()).await.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map(|()| true)
-}

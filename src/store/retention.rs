@@ -74,7 +74,7 @@ impl Store {
 
     async fn admin(&self, sql: String) -> Result<(), Error> {
         let failed = |e| Error::of("retention", e);
-        let mut connection = self.reads.acquire().await.map_err(failed)?;
+        let mut connection = self.reads().acquire().await.map_err(failed)?;
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await.map(|_| ()).map_err(failed)
     }
 }
