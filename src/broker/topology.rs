@@ -26,6 +26,9 @@ const CONSUMER_NOT_FOUND: u64 = 10014;
 /// Never edited on a live consumer: the broker keeps delayed naks as times shifted by it, so it would move them all.
 const CONSUMER_FIXED: [&str; 4] = ["ack_wait", "ack_policy", "deliver_policy", "replay_policy"];
 
+/// Whether the server answers before it has handed a message to the operating system. See docs/adr/0019.
+const PERSIST_MODE: &str = "persist_mode";
+
 #[derive(Deserialize)]
 struct StreamInfo {
     created: String,
@@ -84,11 +87,7 @@ impl Broker {
                     tracing::info!("making the stream {stream}");
                     self.api(format!("STREAM.CREATE.{stream}"), &wanted).await?
                 }
-                Ok(info) if !differs(&wanted, &info.config) => info,
-                Ok(info) => {
-                    tracing::info!("updating the stream {stream}");
-                    self.api(format!("STREAM.UPDATE.{stream}"), &merged(info.config, &wanted)).await?
-                }
+                Ok(info) => self.mend_stream(&stream, info, wanted).await?,
                 Err(e) => return Err(e),
             };
             if name == STREAMS[0].0 {
@@ -101,6 +100,26 @@ impl Broker {
         self.ensure_consumer(&inbox, INTAKE, &self.subjects.rebase("queue.inbox.*")).await?;
         self.incarnation.verified.store(connects, Ordering::SeqCst);
         Ok(work)
+    }
+
+    /// Brings a stream that is there to what is wanted.
+    async fn mend_stream(&self, stream: &str, found: StreamInfo, mut wanted: Value) -> Result<StreamInfo, Error> {
+        // Fixed for the life of a stream, and refused by the server together with copies. Only news are written that way.
+        if found.config[PERSIST_MODE] == "async" && wanted["num_replicas"] != 1 {
+            tracing::warn!(
+                "making the stream {stream} anew, since it can't have copies as it is; its messages are gone"
+            );
+            self.api::<Value>(format!("STREAM.DELETE.{stream}"), &json!({})).await?;
+            return self.api(format!("STREAM.CREATE.{stream}"), &wanted).await;
+        }
+        if let Value::Object(fields) = &mut wanted {
+            fields.remove(PERSIST_MODE);
+        }
+        if !differs(&wanted, &found.config) {
+            return Ok(found);
+        }
+        tracing::info!("updating the stream {stream}");
+        self.api(format!("STREAM.UPDATE.{stream}"), &merged(found.config, &wanted)).await
     }
 
     /// A look at the work stream.
@@ -177,6 +196,10 @@ impl Broker {
         let mut config: Value = serde_json::from_str(text).map_err(|source| Error::Topology { name, source })?;
         config["name"] = json!(self.subjects.stream(name));
         config["num_replicas"] = json!(self.settings.replicas);
+        if let (Value::Object(fields), 2..) = (&mut config, self.settings.replicas) {
+            // Copies are written in the background anyhow, and the server refuses both together.
+            fields.remove(PERSIST_MODE);
+        }
         // The files share out 2 GiB; another total is shared out in the same proportion.
         let share = config["max_bytes"].as_u64().unwrap_or_default() as f64 / (2u64 << 30) as f64;
         config["max_bytes"] = json!((self.settings.store_bytes as f64 * share) as u64);

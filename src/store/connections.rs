@@ -56,6 +56,7 @@ impl Connections {
             if self.doubt.concerns(kept.vouched.elapsed()) {
                 if !sign_of_life(&mut kept.connection).await.unwrap_or_default() {
                     drop(kept.connection.detach());
+                    self.drop_doubtful();
                     continue;
                 }
                 kept.vouched = Instant::now();
@@ -70,6 +71,14 @@ impl Connections {
 
     fn pop(&self) -> Option<Kept> {
         self.idle().pop_back()
+    }
+
+    /// Where one has died, those of its age have too; to ask each would take the caller's time.
+    fn drop_doubtful(&self) {
+        let doubtful = |kept: &Kept| self.doubt.concerns(kept.vouched.elapsed());
+        let (dead, rest): (Vec<_>, _) = std::mem::take(&mut *self.idle()).into_iter().partition(doubtful);
+        self.idle().extend(rest);
+        dead.into_iter().for_each(|kept| drop(kept.connection.detach()));
     }
 
     fn put(&self, mut kept: Kept) {

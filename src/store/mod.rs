@@ -171,8 +171,8 @@ impl Store {
         let reads = pool(for_reads).after_release(|connection, _| Box::pin(sign_of_life(connection)));
         Ok(Self {
             hot: Connections::new(pool(for_hot).connect_lazy_with(hot), for_hot, for_hot, doubt.clone()),
-            // Entities and handlers take theirs from the pool itself.
-            reads: Connections::new(reads.connect_lazy_with(options.clone()), for_reads, for_reads / 2, doubt.clone()),
+            // None is kept here: entities and handlers take theirs from the pool itself.
+            reads: Connections::new(reads.connect_lazy_with(options.clone()), for_reads, 0, doubt.clone()),
             options,
             doubt,
             migrated: Arc::default(),

@@ -80,6 +80,17 @@ impl Running {
         Ok(cluster)
     }
 
+    /// Returns when a stream is set so.
+    async fn stream_is_set(&self, name: &str, field: &str, value: Value) {
+        let subject = format!("$JS.API.STREAM.INFO.{}-{name}", self.config.nats.prefix);
+        until(|| async {
+            let answer = self.nats.request(subject.clone(), "".into()).await.ok()?;
+            let info: Value = serde_json::from_slice(&answer.payload).unwrap();
+            (info["config"][field] == value).then_some(())
+        })
+        .await;
+    }
+
     async fn leader(&self) -> usize {
         let cluster = until(|| async { self.cluster_of_work_stream().await.ok() }).await;
         cluster["leader"].as_str().unwrap()[1..].parse().unwrap()
@@ -109,6 +120,27 @@ async fn all_went_well(place: &Place, service: Running, load: Load) {
         assert_eq!(place.journal.count(id, "end"), 1, "runs of {id}");
     }
     service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_of_one_server_get_copies_when_the_settings_ask_for_them() {
+    let cluster = Cluster::start().await;
+    let mut place = Place::new().await;
+    place.config.nats.url = cluster.url();
+    async fn some_jobs(place: &Place, service: Running) {
+        let load = load(&service);
+        load.accepts(10).await;
+        all_went_well(place, service, load).await;
+    }
+    let alone = place.start().await;
+    alone.stream_is_set("background-jobs-events", "persist_mode", json!("async")).await;
+    some_jobs(&place, alone).await;
+    place.config.nats.replicas = 3;
+    let copied = place.start().await;
+    for stream in ["background-jobs", "background-jobs-dlq", "background-jobs-events"] {
+        copied.stream_is_set(stream, "num_replicas", json!(3)).await;
+    }
+    some_jobs(&place, copied).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
