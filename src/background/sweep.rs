@@ -41,6 +41,7 @@ impl Sweep {
         }
         self.find_forgotten().await?;
         self.0.store.forget_dead_workers().await?;
+        self.0.store.forget_held().await?;
         Ok(())
     }
 

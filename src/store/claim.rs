@@ -97,6 +97,8 @@ pub enum Claim {
 /// What a round of claims has brought.
 #[derive(Debug)]
 pub struct Round {
+    /// Under which those that were won are on record as held; see [`super::held`].
+    pub id: Uuid,
     /// In the order of what was wanted.
     pub claims: Vec<Claim>,
     /// Jobs that were taken from dead workers for it, to be told.
@@ -113,7 +115,7 @@ macro_rules! suspect {
 }
 
 /// `$4`: also those that are suspects. `$5`: the lease of a run outside, and `$6` its type's timeout, both in ms; NULL: the
-/// lease of the worker counts.
+/// lease of the worker counts. `$7`: names this claim, for [`super::held`].
 const CLAIM: &str = concat!(
     r#"
 WITH claimed AS (
@@ -138,6 +140,9 @@ WITH claimed AS (
     SELECT type, change.status, 'epoch', change.sign * count(*)
     FROM claimed CROSS JOIN (VALUES ('pending', -1), ('processing', 1)) AS change (status, sign)
     GROUP BY type, change.status, change.sign
+), noted AS (
+    INSERT INTO held (id, worker_id, job_ids) SELECT $7, $3, array_agg(id) FROM claimed WHERE $5 IS NULL HAVING count(*) > 0
+    ON CONFLICT (id) DO UPDATE SET job_ids = held.job_ids || excluded.job_ids
 )
 SELECT * FROM claimed"#
 );
@@ -221,9 +226,10 @@ impl Store {
         lease: Option<Lease>,
         suspects: Suspects,
     ) -> Result<Round, Error> {
-        let mut won = self.claim_once(wanted, worker_id, lease, suspects).await?;
+        let id = Uuid::now_v7();
+        let mut won = self.claim_once(id, wanted, worker_id, lease, suspects).await?;
         if won.len() == wanted.len() {
-            return Ok(Round { claims: answers(wanted, won, &HashMap::new(), suspects), freed: Vec::new() });
+            return Ok(Round { id, claims: answers(wanted, won, &HashMap::new(), suspects), freed: Vec::new() });
         }
         let mut why = self.why_not(wanted, &won).await?;
         let stale: Vec<Uuid> =
@@ -232,10 +238,10 @@ impl Store {
         if !stale.is_empty() && !faults::has(Mutant::NoTakeOver) {
             freed = self.release_lost(&stale, WakeUp::NotNeeded).await?;
             let again: Vec<_> = wanted.iter().filter(|(id, _)| stale.contains(id)).cloned().collect();
-            won.extend(self.claim_once(&again, worker_id, lease, suspects).await?);
+            won.extend(self.claim_once(id, &again, worker_id, lease, suspects).await?);
             why = self.why_not(wanted, &won).await?;
         }
-        Ok(Round { claims: answers(wanted, won, &why, suspects), freed })
+        Ok(Round { id, claims: answers(wanted, won, &why, suspects), freed })
     }
 
     /// Which of `ids` this worker holds, with the number of the run.
@@ -265,6 +271,7 @@ impl Store {
 
     async fn claim_once(
         &self,
+        id: Uuid,
         wanted: &[(JobId, String)],
         worker_id: &str,
         lease: Option<Lease>,
@@ -281,7 +288,8 @@ impl Store {
             .bind(worker_id)
             .bind(suspects == Suspects::Taken)
             .bind(lease.map(|lease| lease.lease.as_millis() as i32))
-            .bind(lease.map(|lease| lease.timeout.as_millis() as i64));
+            .bind(lease.map(|lease| lease.timeout.as_millis() as i64))
+            .bind(id);
         let rows: Vec<Claimed> = self.hot_all("claim", query).await?;
         Ok(rows.into_iter().map(|job| (job.id, job)).collect())
     }

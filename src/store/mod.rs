@@ -9,6 +9,7 @@ pub mod counts;
 pub mod enqueue;
 pub mod entity;
 pub mod finish;
+pub mod held;
 pub mod notes;
 pub mod outbox;
 pub mod outside;

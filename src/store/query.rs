@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::{
     ANSWER, Error, Store,
     entity::job::{Column, Entity, Model},
+    held,
 };
 use crate::job::{Status, model::JobId};
 
@@ -99,13 +100,16 @@ impl Store {
         // An offset counts over both. Else each half by itself: the planner believes that it can merge them row by row, and
         // then reads all of a half in which next to nothing fits, to find the first that does.
         if offset > 0 {
-            return within("list jobs", self.page(wanted, limit, offset, include, budget)).await;
+            return within("list jobs", self.page(wanted, BY_ID, limit, offset, include, budget)).await;
         }
         let half = |statuses: &[Status]| {
             let named = |wanted: &Wanted| statuses.contains(&wanted.status());
             (filter.states.is_empty() || filter.states.iter().any(named)).then(|| {
-                let statuses = statuses.iter().map(|status| status.as_str());
-                self.page(wanted.clone().add(Column::Status.is_in(statuses)), limit, 0, include, budget)
+                let among = Column::Status.is_in(statuses.iter().map(|status| status.as_str()));
+                let looked_up = statuses == LIVE.as_slice() && only_running(&filter.states);
+                let candidates = looked_up.then(|| Expr::cust(held::CANDIDATES));
+                let order = if looked_up { BY_ID_LATER } else { BY_ID };
+                self.page(wanted.clone().add(among).add_option(candidates), order, limit, 0, include, budget)
             })
         };
         let (live, over) = (half(&LIVE), half(&OVER));
@@ -122,6 +126,7 @@ impl Store {
     async fn page(
         &self,
         wanted: Condition,
+        order: &'static str,
         limit: u64,
         offset: u64,
         include: Include,
@@ -129,7 +134,7 @@ impl Store {
     ) -> Result<Page, Error> {
         let failed = |e| Error::orm("list jobs", e);
         let db = self.orm();
-        let select = columns(include).filter(wanted).order_by_desc(Column::Id).limit(limit + 1).offset(offset);
+        let select = columns(include).filter(wanted).order_by_desc(Expr::cust(order)).limit(limit + 1).offset(offset);
         let mut rows = select.stream(&db).await.map_err(failed)?;
         let mut page = Filling::new(limit, budget);
         while let Some(row) = rows.try_next().await.map_err(failed)? {
@@ -139,6 +144,17 @@ impl Store {
         }
         Ok(page.page)
     }
+}
+
+const BY_ID: &str = "id";
+/// The same order, of which no index knows: the few jobs that may be running are looked up, and then put in order, instead of
+/// reading all that waits in order until enough of them were met.
+const BY_ID_LATER: &str = "id::text COLLATE \"C\"";
+
+/// Whether of all live jobs only those that run are wanted.
+fn only_running(states: &[Wanted]) -> bool {
+    let mut live = states.iter().filter(|wanted| LIVE.contains(&wanted.status())).peekable();
+    live.peek().is_some() && live.all(|wanted| *wanted == Wanted::Status(Status::Processing))
 }
 
 const LIVE: [Status; 2] = [Status::Pending, Status::Processing];

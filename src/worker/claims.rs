@@ -12,7 +12,7 @@ use std::{
 use tokio::sync::{Notify, RwLock};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Deps, Shared, running::Run};
+use super::{Deps, Shared, held::Held, running::Run};
 use crate::{
     broker::events::{Event, EventState},
     faults::crash_point,
@@ -44,18 +44,24 @@ pub(crate) struct Unheard {
     under_way: RwLock<()>,
 }
 
-pub(crate) fn start(deps: &Deps, worker_id: &str, unheard: &Arc<Unheard>, tasks: &TaskTracker) -> Claims {
+pub(crate) fn start(
+    deps: &Deps,
+    worker_id: &str,
+    unheard: &Arc<Unheard>,
+    held: &Arc<Held>,
+    tasks: &TaskTracker,
+) -> Claims {
     // One at a time: two share what waits, and so cost Postgres twice the statements. See docs/performance.md.
     let size = Size { weight: FULL, lanes: 1, enough: 1, waiting: 4096 };
-    let (deps, worker_id, unheard) = (deps.clone(), worker_id.to_owned(), unheard.clone());
+    let (deps, worker_id, unheard, held) = (deps.clone(), worker_id.to_owned(), unheard.clone(), held.clone());
     Batcher::start(
         size,
         |_| 1,
         tasks,
         move |runs: Vec<Arc<Run>>| {
-            let (deps, worker_id, unheard) = (deps.clone(), worker_id.clone(), unheard.clone());
+            let (deps, worker_id, unheard, held) = (deps.clone(), worker_id.clone(), unheard.clone(), held.clone());
             async move {
-                let claimed = unheard.claim(&deps, &worker_id, &runs).await;
+                let claimed = unheard.claim(&deps, &worker_id, &held, &runs).await;
                 match claimed {
                     Ok(claims) => claims.into_iter().map(Some).collect(),
                     Err(e) => {
@@ -70,22 +76,22 @@ pub(crate) fn start(deps: &Deps, worker_id: &str, unheard: &Arc<Unheard>, tasks:
 }
 
 impl Unheard {
-    async fn claim(&self, deps: &Deps, worker_id: &str, runs: &[Arc<Run>]) -> Result<Vec<Claim>, Error> {
+    async fn claim(&self, deps: &Deps, worker_id: &str, held: &Held, runs: &[Arc<Run>]) -> Result<Vec<Claim>, Error> {
         let _under_way = self.under_way.read().await;
         let wanted: Vec<_> = runs.iter().map(|run| (run.id, run.job_type.clone())).collect();
         crash_point("before_claim");
         let round = deps.store.claim(&wanted, worker_id).await.inspect_err(|_| self.note(&wanted))?;
         crash_point("after_claim");
-        Ok(announce(deps, worker_id, runs, round).await)
+        Ok(announce(deps, worker_id, held, runs, round).await)
     }
 
     /// Claims one job that may be what killed its workers. By itself: such jobs are rare.
-    pub async fn claim_alone(&self, deps: &Deps, worker_id: &str, run: &Arc<Run>) -> Result<Option<Claim>, Error> {
+    pub async fn claim_alone(&self, shared: &Shared, run: &Arc<Run>) -> Result<Option<Claim>, Error> {
         let _under_way = self.under_way.read().await;
         let wanted = (run.id, run.job_type.clone());
-        let claimed = deps.store.claim_alone(wanted.clone(), worker_id).await;
+        let claimed = shared.deps.store.claim_alone(wanted.clone(), &shared.id).await;
         let round = claimed.inspect_err(|_| self.note(std::slice::from_ref(&wanted)))?;
-        Ok(announce(deps, worker_id, std::slice::from_ref(run), round).await.pop())
+        Ok(announce(&shared.deps, &shared.id, &shared.held, std::slice::from_ref(run), round).await.pop())
     }
 
     fn note(&self, wanted: &[(JobId, String)]) {
@@ -116,19 +122,23 @@ impl Unheard {
 }
 
 /// Notes and tells what was won, and what was taken from dead workers for it.
-async fn announce(deps: &Deps, worker_id: &str, runs: &[Arc<Run>], round: Round) -> Vec<Claim> {
+async fn announce(deps: &Deps, worker_id: &str, held: &Held, runs: &[Arc<Run>], round: Round) -> Vec<Claim> {
     let (claims, freed) = (round.claims, round.freed);
     if !freed.is_empty() {
         lost::tell(&deps.broker, &freed).await;
         // One of them may have ended as a dead letter.
         deps.relay.notify_one();
     }
-    let mut started = Vec::with_capacity(claims.len());
+    let (mut started, mut won) = (Vec::with_capacity(claims.len()), Vec::with_capacity(claims.len()));
     for (run, claim) in runs.iter().zip(&claims) {
         if let Claim::Won(job) = claim {
             run.note_claim(job.run, job.attempt as u16);
+            won.push(job.id);
             started.push(Event::new(job.id, &job.r#type, EventState::Started, job.attempt as u16, Some(worker_id)));
         }
+    }
+    if !won.is_empty() {
+        held.note(round.id, won);
     }
     deps.broker.emit(&started).await;
     drop(started);

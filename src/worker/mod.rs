@@ -4,6 +4,7 @@
 
 mod claims;
 mod heartbeat;
+mod held;
 mod lineup;
 pub(crate) mod outcomes;
 mod puller;
@@ -51,6 +52,7 @@ pub(crate) struct Shared {
     pub deps: Deps,
     pub claims: claims::Claims,
     pub unheard: Arc<claims::Unheard>,
+    pub held: Arc<held::Held>,
     /// Taken by the one run that may be what killed workers before.
     pub suspect: tokio::sync::Semaphore,
     pub outcomes: outcomes::Outcomes,
@@ -88,10 +90,11 @@ impl Worker {
         let heartbeat = Heartbeat::start(&deps, id.clone(), watermarks.clone())?;
         // Without a lease every claim would look like the run of a dead worker.
         heartbeat.first_beat().await;
-        let unheard = Arc::default();
+        let (unheard, held) = (Arc::default(), Arc::default());
         let shared = Arc::new(Shared {
-            claims: claims::start(&deps, &id, &unheard, &batch_tasks),
+            claims: claims::start(&deps, &id, &unheard, &held, &batch_tasks),
             unheard,
+            held,
             suspect: tokio::sync::Semaphore::new(1),
             outcomes: outcomes::start(&deps.store, &batch_tasks),
             running: Running::default(),
@@ -105,6 +108,7 @@ impl Worker {
         pullers.spawn(running::obey_cancels(shared.clone(), stop_pulling.clone()));
         pullers.spawn(running::speak_for_runs(shared.clone(), stop_pulling.clone()));
         pullers.spawn(claims::hand_back_unheard(shared.clone(), stop_pulling.clone()));
+        pullers.spawn(held::follow(shared.clone(), stop_pulling.clone()));
         let mut lineup = lineup::Lineup::new(shared.clone(), pullers.clone(), stop_pulling.clone());
         lineup.update().await?;
         pullers.spawn(lineup.follow());

@@ -80,7 +80,7 @@ async fn carry_out_tracked(shared: &Arc<Shared>, known: &Known, unanswered: &Una
     {
         _turn = Some(turn);
         // Boxed, like all that is rare here: a task is as large as the largest thing that it may ever wait for.
-        let claimed = Box::pin(shared.unheard.claim_alone(&shared.deps, &shared.id, run)).await;
+        let claimed = Box::pin(shared.unheard.claim_alone(shared, run)).await;
         claim = claimed.inspect_err(|e| tracing::warn!("could not claim: {}", chain(e))).unwrap_or_default();
     }
     let job = match claim {

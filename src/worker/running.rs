@@ -1,7 +1,7 @@
 //! The runs of this worker: to be found when somebody cancels one, spoken for while they last.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU8, Ordering},
@@ -126,6 +126,11 @@ impl Running {
         if runs.1.is_empty() {
             self.changed.notify_waiters();
         }
+    }
+
+    /// The jobs of all messages in hand.
+    pub fn ids(&self) -> HashSet<Uuid> {
+        self.lock().1.values().map(|run| run.id).collect()
     }
 
     /// Whether this is a run of ours whose outcome has not been written yet.

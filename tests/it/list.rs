@@ -65,6 +65,47 @@ async fn filters_show_what_they_name_and_several_of_them_are_joined() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_runs_is_listed_for_as_long_as_it_runs_and_then_leaves_no_record() {
+    let (place, service) = start().await;
+    let running = async || {
+        let (mut all, mut cursor) = (Vec::new(), Value::Null);
+        loop {
+            let request = json!({"status": "processing", "limit": 3, "cursor": cursor});
+            let page = service.call("listJobs", request).await;
+            all.extend(ids(&page));
+            cursor = page["nextCursor"].clone();
+            if cursor.is_null() {
+                return all;
+            }
+        }
+    };
+    let short = service.probe(json!({"wait": true})).await;
+    place.journal.until(&short, "start").await;
+    let mut long = Vec::new();
+    for _ in 0..5 {
+        let id = service.probe(json!({"sleepMs": 600_000})).await;
+        place.journal.until(&id, "start").await;
+        long.insert(0, id);
+    }
+    assert_eq!(running().await, [&long[..], &[short.clone()]].concat());
+    place.journal.release();
+    service.finished(&short).await;
+    assert_eq!(running().await, long);
+    for id in &long {
+        service.call("cancelJob", json!({"jobId": id})).await;
+        service.finished(id).await;
+    }
+    assert_eq!(running().await, [""; 0]);
+    let database = place.database().await;
+    until(async || {
+        let (rows,): (i64,) = sqlx::query_as("SELECT count(*) FROM held").fetch_one(&database).await.unwrap();
+        (rows == 0).then_some(())
+    })
+    .await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pages_by_cursor_show_every_job_once_while_others_come_and_finish() {
     let (place, service) = start().await;
     let mut all = BTreeSet::new();

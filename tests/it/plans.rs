@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use queue_service::{
-    job::{Failure, JobType, Priority, Verdict},
+    job::{Failure, JobType, Priority, Status, Verdict},
     store::{
         claim::Claim,
         enqueue::{Due, Enqueued, Key, NewJob},
         finish::{Retried, Settlement, WakeUp},
+        query::{Filter, Include, Wanted},
         sweep,
     },
 };
@@ -79,4 +80,41 @@ async fn no_statement_of_the_hot_path_walks_through_a_table() {
     .await;
     let walked: Vec<_> = tables.iter().filter(|(_, walks, _)| *walks > 0).collect();
     assert!(walked.is_empty(), "{walked:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_what_runs_reads_nothing_of_what_waits() {
+    const WAITING: usize = 20_000;
+    let place = Place::new().await;
+    let store = place.store().await;
+    let jobs: Vec<NewJob> = (0..WAITING).map(|n| NewJob { key: None, ..job(n) }).collect();
+    for jobs in jobs.chunks(1000) {
+        store.enqueue(jobs, HOUR).await.unwrap();
+    }
+    // The oldest, as it is in life: whoever reads from the newest on meets them last.
+    let wanted: Vec<_> = jobs[..5].iter().map(|job| (job.id, "probe".to_owned())).collect();
+    store.claim(&wanted, "worker").await.unwrap();
+    store.close().await;
+
+    let database = place.database().await;
+    sqlx::query("ANALYZE").execute(&database).await.unwrap();
+    let read = async || {
+        let sql = "SELECT seq_tup_read + idx_tup_fetch, idx_scan FROM pg_stat_user_tables WHERE relname = 'jobs'";
+        sqlx::query("SELECT pg_stat_clear_snapshot()").execute(&database).await.unwrap();
+        sqlx::query_as::<_, (i64, i64)>(sql).fetch_one(&database).await.unwrap()
+    };
+    let before = read().await;
+    let store = place.store().await;
+    let filter = Filter { states: vec![Wanted::Status(Status::Processing)], ..Filter::default() };
+    let page = store.list(&filter, 50, 0, Include::default(), 1 << 20).await.unwrap();
+    let listed: Vec<_> = page.rows.iter().map(|row| row.id).collect();
+    let newest_first: Vec<_> = jobs[..5].iter().rev().map(|job| job.id).collect();
+    assert_eq!(listed, newest_first);
+    store.close().await;
+    let after = crate::harness::until(async || {
+        let after = read().await;
+        (after.1 > before.1).then_some(after)
+    })
+    .await;
+    assert!(after.0 - before.0 < 100, "{} rows were read", after.0 - before.0);
 }
