@@ -125,8 +125,12 @@ async fn set_aside(ops: &Ops, message: &Message, ack: &AckHandle, refused: &ApiE
         }
         false => message.payload.clone(),
     };
-    let outgoing =
-        Outgoing { subject: broker.subjects.inbox_dead_letter(token), message_id: place(ops, ack), headers, body };
+    let outgoing = Outgoing {
+        subject: broker.subjects.inbox_dead_letter(token),
+        message_id: Some(place(ops, ack)),
+        headers,
+        body,
+    };
     ops.publisher.publish(vec![outgoing]).await == [true]
 }
 

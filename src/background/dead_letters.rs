@@ -38,7 +38,7 @@ fn letter(deps: &Deps, jobs: &[Model], id: Uuid, target: &str) -> Option<Outgoin
     let limit = deps.broker.jetstream.max_payload().saturating_sub(FRAME);
     Some(Outgoing {
         subject: deps.broker.subjects.dead_letter(job_type),
-        message_id: format!("{id}:{run}"),
+        message_id: Some(format!("{id}:{run}")),
         headers: Vec::new(),
         body: body(job, limit)?,
     })

@@ -89,7 +89,7 @@ impl Relay {
             let places = row.job_ids.iter().zip(&row.targets).enumerate();
             places.map(move |(place, (id, target))| Outgoing {
                 subject: self.0.broker.subjects.wake_up_target(target),
-                message_id: format!("{}.{place}", row.id),
+                message_id: Some(format!("{}.{place}", row.id)),
                 headers: Vec::new(),
                 body: wake_up_body(*id, target),
             })

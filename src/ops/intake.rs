@@ -191,17 +191,18 @@ impl Lane {
                 .collect();
             // On the same connection and before the wake-ups, so that nobody sees a job start before it was there.
             lane.broker.emit(&events).await;
-            let wake_up = |(place, index): (usize, &usize)| {
+            let wake_up = |index: &usize| {
                 let job = &jobs[*index];
                 let target = format!("{}.{}", job.job_type, job.lane());
                 Outgoing {
                     subject: lane.broker.subjects.wake_up_target(&target),
-                    message_id: format!("{}.{place}", batch.outbox_id),
+                    // The relay's have one. A wake-up that comes twice is refused by its claim. See docs/adr/0020.
+                    message_id: None,
                     headers: Vec::new(),
                     body: wake_up_body(job.id, &target),
                 }
             };
-            let wake_ups: Vec<Outgoing> = batch.due.iter().enumerate().map(wake_up).collect();
+            let wake_ups: Vec<Outgoing> = batch.due.iter().map(wake_up).collect();
             drop(events);
             let any = !wake_ups.is_empty();
             let all_acked = lane.publisher.publish(wake_ups).await.into_iter().all(|acked| acked);

@@ -39,7 +39,7 @@ impl Ops {
         self.broker.emit(&[Event::new(id, &job.r#type, EventState::Enqueued, 0, None)]).await;
         let wake_up = Outgoing {
             subject: self.broker.subjects.wake_up_target(&target),
-            message_id: format!("{outbox_id}.0"),
+            message_id: Some(format!("{outbox_id}.0")),
             headers: Vec::new(),
             body: wake_up_body(id, &target),
         };

@@ -66,7 +66,7 @@ pub struct Batch {
     pub outcomes: Vec<Enqueued>,
     /// The outbox row of the wake-ups that are due now.
     pub outbox_id: Uuid,
-    /// Indices of the jobs that `outbox_id` covers, in the order of its array.
+    /// Indices of the jobs that `outbox_id` covers.
     pub due: Vec<usize>,
 }
 
@@ -96,7 +96,7 @@ WITH batch AS (
     FROM inserted
 ), now_due AS (
     INSERT INTO outbox (id, kind, publish_at, job_ids, targets)
-    SELECT $12, 'wake-up', now() + $13 * interval '1 millisecond', array_agg(id ORDER BY id), array_agg(target ORDER BY id)
+    SELECT $12, 'wake-up', now() + $13 * interval '1 millisecond', array_agg(id), array_agg(target)
     FROM aimed WHERE due HAVING count(*) > 0
 ), later AS (
     INSERT INTO outbox (id, kind, publish_at, job_ids, targets)
@@ -122,9 +122,7 @@ impl Store {
     pub async fn enqueue(&self, jobs: &[NewJob], publish_grace: Duration) -> Result<Batch, Error> {
         let outbox_id = Uuid::now_v7();
         let inserted = self.insert(jobs, outbox_id, publish_grace).await?;
-        let mut due: Vec<usize> =
-            (0..jobs.len()).filter(|i| inserted.get(&jobs[*i].id).copied().unwrap_or_default()).collect();
-        due.sort_by_key(|i| jobs[*i].id);
+        let due = (0..jobs.len()).filter(|i| inserted.get(&jobs[*i].id).copied().unwrap_or_default()).collect();
         let mut outcomes = vec![Enqueued::Accepted; jobs.len()];
         let missing: Vec<usize> = (0..jobs.len()).filter(|i| !inserted.contains_key(&jobs[*i].id)).collect();
         if !missing.is_empty() {
