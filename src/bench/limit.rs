@@ -1,7 +1,8 @@
 //! What the parts can do by themselves on the same servers, with our batch sizes; and our share of that.
 //!
 //! The parts share the cores, so their costs add up: the limit of a path is the harmonic sum 1 / (1/a + 1/b + …) of the
-//! rates of its parts.
+//! rates of its parts. A machine is not as fast in one minute as in the next, so the parts are measured before and after the
+//! scenarios, and the mean of both counts.
 
 use std::{
     collections::BTreeMap,
@@ -50,8 +51,11 @@ const PATHS: [(&str, &[&str]); 6] = [
     ("enqueue Http", &["insert", "publish"]),
 ];
 
-pub(super) async fn measure(servers: &Servers, ours: &[Row]) -> anyhow::Result<Vec<Row>> {
-    let mut rates: BTreeMap<&str, f64> = BTreeMap::new();
+/// Jobs or messages per second of each part by itself.
+pub(super) type Rates = BTreeMap<&'static str, f64>;
+
+pub(super) async fn measure(servers: &Servers) -> anyhow::Result<Rates> {
+    let mut rates = Rates::new();
     let hot = servers.postgres.url("queue").parse::<sqlx::postgres::PgConnectOptions>()?;
     let hot = hot.options([("enable_seqscan", "off"), ("plan_cache_mode", "force_generic_plan")]);
     let db = PgPoolOptions::new().max_connections(CONNECTIONS as u32).connect_with(hot).await?;
@@ -67,7 +71,14 @@ pub(super) async fn measure(servers: &Servers, ours: &[Row]) -> anyhow::Result<V
     let (publish, consume) = stream(&nats).await?;
     rates.insert("publish", publish);
     rates.insert("consume", consume);
+    db.close().await;
+    Ok(rates)
+}
 
+/// What the rates of before and after the scenarios allow, and our share of it.
+pub(super) fn shares(before: &Rates, after: &Rates, ours: &[Row]) -> Vec<Row> {
+    let mean = |(part, after): (&&'static str, &f64)| (*part, (before.get(part).unwrap_or(after) + after) / 2.0);
+    let rates: Rates = after.iter().map(mean).collect();
     let mut rows: Vec<Row> = rates.iter().map(|(name, rate)| bare(name, *rate)).collect();
     for row in ours {
         let path = PATHS.iter().find(|(name, _)| row.name.starts_with(name));
@@ -80,7 +91,7 @@ pub(super) async fn measure(servers: &Servers, ours: &[Row]) -> anyhow::Result<V
             ..Row::default()
         });
     }
-    Ok(rows)
+    rows
 }
 
 fn bare(name: &str, rate: f64) -> Row {

@@ -15,7 +15,7 @@ mod soak;
 mod stage;
 mod usage;
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, ensure};
 use clap::ValueEnum;
 
 pub use noop::serve;
@@ -97,6 +97,11 @@ async fn measure(options: &Options, config: &crate::config::Config, stage: &Stag
         scenarios::lifecycle(stage, 2_000.min(options.jobs), 64).await?;
         rows.push(scenarios::idle(stage));
     }
+    let mut before = limit::Rates::new();
+    if options.scenarios.contains(&Scenario::Limit) {
+        say("the parts by themselves …");
+        before = limit::measure(servers(stage)?).await?;
+    }
     for scenario in &options.scenarios {
         match scenario {
             Scenario::Enqueue => {
@@ -143,11 +148,14 @@ async fn measure(options: &Options, config: &crate::config::Config, stage: &Stag
                 rows.push(soak::run(stage, options.minutes).await?);
             }
             Scenario::Limit => {
-                let Some(own) = stage.servers() else { bail!("`limit` measures private servers only") };
-                say("the parts by themselves …");
-                rows.extend(limit::measure(own, &rows).await?);
+                say("the parts by themselves once more …");
+                rows.extend(limit::shares(&before, &limit::measure(servers(stage)?).await?, &rows));
             }
         }
     }
     Ok(Table { rows })
+}
+
+fn servers(stage: &Stage) -> anyhow::Result<&crate::dev::Servers> {
+    stage.servers().context("`limit` measures private servers only")
 }
