@@ -102,21 +102,19 @@ impl Store {
         if offset > 0 {
             return within("list jobs", self.page(wanted, BY_ID, limit, offset, include, budget)).await;
         }
+        let rare = match &filter.tag {
+            Some(tag) => !within("list jobs", self.is_common(tag)).await?,
+            None => false,
+        };
         let half = |statuses: &[Status]| {
             let named = |wanted: &Wanted| statuses.contains(&wanted.status());
             (filter.states.is_empty() || filter.states.iter().any(named)).then(|| {
                 let among = Column::Status.is_in(statuses.iter().map(|status| status.as_str()));
                 let looked_up = statuses == LIVE.as_slice() && only_running(&filter.states);
                 let candidates = looked_up.then(|| Expr::cust(held::CANDIDATES));
-                let wanted = wanted.clone().add(among.clone()).add_option(candidates);
-                let among = Condition::all().add(among).add_option(filter.before.map(|id| Column::Id.lt(id)));
-                async move {
-                    let order = if looked_up { BY_ID_LATER } else { BY_ID };
-                    match &filter.tag {
-                        Some(_) if !looked_up => self.tagged_page(wanted, among, limit, include, budget).await,
-                        _ => self.page(wanted, order, limit, 0, include, budget).await,
-                    }
-                }
+                let wanted = wanted.clone().add(among).add_option(candidates);
+                let order = if looked_up || rare { BY_ID_LATER } else { BY_ID };
+                self.page(wanted, order, limit, 0, include, budget)
             })
         };
         let (live, over) = (half(&LIVE), half(&OVER));
@@ -130,23 +128,13 @@ impl Store {
         .await
     }
 
-    /// As [`Store::page`], of a tag. A common one is found soon by going back in time, one that few jobs or none have by the
-    /// index of tags, which knows no order; the planner can't tell which is which.
-    async fn tagged_page(
-        &self,
-        wanted: Condition,
-        among: Condition,
-        limit: u64,
-        include: Include,
-        budget: usize,
-    ) -> Result<Page, Error> {
-        let tagged = Entity::find().select_only().column(Column::Id).filter(among).filter(Column::Tags.is_not_null());
-        let newest = tagged.order_by_desc(Column::Id).offset(GO_BACK).limit(1).into_tuple::<Uuid>();
-        let Some(floor) = newest.one(&self.orm()).await.map_err(|e| Error::orm("list jobs", e))? else {
-            return self.page(wanted, BY_ID, limit, 0, include, budget).await;
-        };
-        let near = self.page(wanted.clone().add(Column::Id.gte(floor)), BY_ID, limit, 0, include, budget).await?;
-        if near.more { Ok(near) } else { self.page(wanted, BY_ID_LATER, limit, 0, include, budget).await }
+    /// Whether many jobs have this tag, as far as the planner knows. If not it guesses, and may take one that nobody has for one
+    /// that every second job has.
+    async fn is_common(&self, tag: &str) -> Result<bool, Error> {
+        let sql = "SELECT EXISTS (SELECT FROM pg_stats WHERE schemaname = current_schema() AND attname = 'tags'
+                                  AND most_common_elems::text::text[] @> ARRAY[$1])";
+        let rows: Vec<(bool,)> = self.read_all("look a tag up", sqlx::query_as(sql).bind(tag)).await?;
+        Ok(rows.first().is_some_and(|row| row.0))
     }
 
     async fn page(
@@ -171,9 +159,6 @@ impl Store {
         Ok(page.page)
     }
 }
-
-/// Among how many of the newest jobs with tags a tag is looked for first.
-const GO_BACK: u64 = 5_000;
 
 const BY_ID: &str = "id";
 /// The same order, of which no index knows: what another index has found is put in order, instead of reading all jobs in order
