@@ -87,7 +87,7 @@ async fn what_runs_is_listed_for_as_long_as_it_runs_and_then_leaves_no_record() 
         place.journal.until(&id, "start").await;
         long.insert(0, id);
     }
-    assert_eq!(running().await, [&long[..], &[short.clone()]].concat());
+    assert_eq!(running().await, [&long[..], std::slice::from_ref(&short)].concat());
     place.journal.release();
     service.finished(&short).await;
     assert_eq!(running().await, long);
