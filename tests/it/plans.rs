@@ -19,7 +19,7 @@ use crate::harness::Place;
 /// `$1` finished jobs with the tags `$2`.
 const FINISHED: &str = "
     INSERT INTO finished_jobs (id, type, status, priority, attempt, max_attempts, run, tags, payload, created_at, run_at, finished_at)
-    SELECT uuid_v7(), 'probe', 'completed', 0, 1, 1, 1, $2, '{}', now(), now(), now() FROM generate_series(1, $1)";
+    SELECT uuid_v7(), 'probe', $3, 0, 1, 1, 1, $2, '{}', now(), now(), now() FROM generate_series(1, $1)";
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -116,7 +116,7 @@ async fn a_list_by_tag_does_not_walk_through_what_has_no_tags() {
     place.store().await.close().await;
     let database = place.database().await;
     for (jobs, tags) in [(6_000, Some(vec!["old"])), (20_000, None)] {
-        sqlx::query(FINISHED).bind(jobs).bind(tags).execute(&database).await.unwrap();
+        sqlx::query(FINISHED).bind(jobs).bind(tags).bind("completed").execute(&database).await.unwrap();
     }
     sqlx::query("ANALYZE").execute(&database).await.unwrap();
     let (listed, read) = list(&place, &database, Filter { tag: Some("old".into()), ..Filter::default() }).await;
@@ -129,8 +129,9 @@ async fn a_list_by_a_tag_that_few_jobs_have_does_not_walk_through_all_that_have_
     let place = Place::new().await;
     place.store().await.close().await;
     let database = place.database().await;
-    for (jobs, tag) in [(3, "few"), (40_000, "many")] {
-        sqlx::query(FINISHED).bind(jobs).bind(vec![tag]).execute(&database).await.unwrap();
+    // All that failed have the one, and statistics of the others don't say that none has it.
+    for (jobs, tag, status) in [(3, "few", "failed"), (40_000, "many", "completed")] {
+        sqlx::query(FINISHED).bind(jobs).bind(vec![tag]).bind(status).execute(&database).await.unwrap();
     }
     sqlx::query("ANALYZE").execute(&database).await.unwrap();
     for (tag, found) in [("few", 3), ("nobody", 0), ("many", 50)] {
