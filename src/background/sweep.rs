@@ -4,6 +4,7 @@
 //! later in the same lane have been claimed already, or the lane is empty in the broker. Counts are not compared:
 //! surplus messages would hide missing ones. A wrong guess costs one refused claim.
 
+use futures_util::{StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 
 use super::{Deps, Error, repeat};
@@ -12,6 +13,9 @@ use crate::{
     ops::lost,
     store::sweep::{SLICE, WakeUp},
 };
+
+/// Lanes that the broker is asked about at the same time.
+const AT_ONCE: usize = 16;
 
 /// The duty; see the module.
 pub struct Sweep(Deps);
@@ -70,20 +74,29 @@ impl Sweep {
         let (store, broker) = (&self.0.store, &self.0.broker);
         let (marks, now) = store.watermarks().await?;
         let overdue = self.0.config.background.overdue;
-        for job_type in store.live_types().await? {
-            for lane in Lane::ALL {
-                let name = format!("{job_type}.{lane}");
-                let empty =
-                    broker.backlog(&job_type, lane).await?.is_some_and(|b| b.undelivered + b.unacknowledged == 0);
-                let mark = marks.iter().find(|(marked, _)| *marked == name).map(|(_, at)| *at);
-                let overtaken_by = if empty { now } else { mark.unwrap_or_default().min(now) };
-                let n = store.rearm_forgotten(&job_type, lane, overtaken_by - overdue).await?;
-                if n > 0 {
-                    tracing::warn!("published {n} wake-ups of {name} again, which the broker had lost");
-                    self.0.relay.notify_one();
+        let types = store.live_types().await?;
+        let lanes: Vec<_> = types.iter().flat_map(|job_type| Lane::ALL.map(|lane| (job_type, lane))).collect();
+        let looks: Vec<_> = lanes.iter().map(|(job_type, lane)| broker.backlog(job_type, *lane)).collect();
+        let backlogs: Vec<_> = stream::iter(looks).buffered(AT_ONCE).collect().await;
+        // To the end: a consumer without a leader answers nothing for a while, and must hold up no other lane.
+        let mut failed = None;
+        for ((job_type, lane), backlog) in lanes.into_iter().zip(backlogs) {
+            let empty = match backlog {
+                Ok(backlog) => backlog.is_some_and(|b| b.undelivered + b.unacknowledged == 0),
+                Err(e) => {
+                    failed.get_or_insert(e);
+                    false
                 }
+            };
+            let name = format!("{job_type}.{lane}");
+            let mark = marks.iter().find(|(marked, _)| *marked == name).map(|(_, at)| *at);
+            let overtaken_by = if empty { now } else { mark.unwrap_or_default().min(now) };
+            let n = store.rearm_forgotten(job_type, lane, overtaken_by - overdue).await?;
+            if n > 0 {
+                tracing::warn!("published {n} wake-ups of {name} again, which the broker had lost");
+                self.0.relay.notify_one();
             }
         }
-        Ok(())
+        failed.map_or(Ok(()), |e| Err(e.into()))
     }
 }

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::{StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 
 use super::{Deps, Error, repeat};
@@ -14,6 +15,9 @@ use crate::job::Lane;
 
 /// How often it is asked whether there is a reason to look.
 const TICK: Duration = Duration::from_millis(500);
+
+/// Types that are looked after at the same time.
+const AT_ONCE: usize = 16;
 
 /// The duty; see the module.
 pub struct Topology {
@@ -55,13 +59,17 @@ impl Topology {
             tracing::warn!("the stream of wake-ups was made anew: publishing again what is due");
             broker.note_new_incarnation();
         }
-        for known in self.deps.types.now().iter() {
-            broker.ensure_consumers(known.name()).await?;
-        }
+        // To the end: a consumer without a leader answers nothing for a while, and must hold up no other type.
+        let types = self.deps.types.now();
+        let made: Vec<_> = types.iter().map(|known| broker.ensure_consumers(known.name())).collect();
+        let made: Vec<Result<(), _>> = stream::iter(made).buffer_unordered(AT_ONCE).collect().await;
         if is_new {
             self.rearm_all().await?;
         }
-        *self.lock() = Seen { created: Some(work.created), connects, looked: Some(Instant::now()) };
+        self.lock().created = Some(work.created);
+        made.into_iter().collect::<Result<(), _>>()?;
+        let mut seen = self.lock();
+        (seen.connects, seen.looked) = (connects, Some(Instant::now()));
         Ok(())
     }
 

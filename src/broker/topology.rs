@@ -137,17 +137,18 @@ impl Broker {
         self.incarnation.number.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Makes or mends the three consumers of a type.
+    /// Makes or mends the three consumers of a type; one that fails holds up no other.
     ///
     /// # Errors
     /// As for [`Broker::ensure_streams`].
     pub async fn ensure_consumers(&self, job_type: &str) -> Result<(), Error> {
         let stream = self.subjects.jobs_stream();
+        let mut made = Ok(());
         for lane in Lane::ALL {
             let (name, filter) = (Subjects::consumer(job_type, lane), self.subjects.wake_up(job_type, lane));
-            self.ensure_consumer(&stream, &name, &filter).await?;
+            made = made.and(self.ensure_consumer(&stream, &name, &filter).await);
         }
-        Ok(())
+        made
     }
 
     async fn ensure_consumer(&self, stream: &str, name: &str, filter: &str) -> Result<(), Error> {

@@ -53,6 +53,12 @@ impl Cluster {
         self.servers.iter().map(OwnNats::url).collect::<Vec<_>>().join(",")
     }
 
+    /// Returns when JetStream answers, which it does when the servers have found one another.
+    async fn is_up(&self) {
+        let client = async_nats::connect(self.servers.iter().map(OwnNats::url).collect::<Vec<_>>()).await.unwrap();
+        until(|| async { client.request("$JS.API.INFO", "".into()).await.is_ok().then_some(()) }).await;
+    }
+
     /// A place on this cluster, and a service there.
     async fn place(&self) -> (Place, Running) {
         let mut place = Place::new().await;
@@ -60,8 +66,7 @@ impl Cluster {
         place.config.nats.replicas = 3;
         // Long enough that nothing is taken over: each run has to end exactly once.
         place.config.worker.lease = Duration::from_secs(30);
-        let client = async_nats::connect(self.servers.iter().map(OwnNats::url).collect::<Vec<_>>()).await.unwrap();
-        until(|| async { client.request("$JS.API.INFO", "".into()).await.is_ok().then_some(()) }).await;
+        self.is_up().await;
         let service = place.start().await;
         until(|| async { service.cluster_of_work_stream().await.ok() }).await;
         (place, service)
@@ -125,6 +130,7 @@ async fn all_went_well(place: &Place, service: Running, load: Load) {
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_of_one_server_get_copies_when_the_settings_ask_for_them() {
     let cluster = Cluster::start().await;
+    cluster.is_up().await;
     let mut place = Place::new().await;
     place.config.nats.url = cluster.url();
     async fn some_jobs(place: &Place, service: Running) {
@@ -140,6 +146,7 @@ async fn streams_of_one_server_get_copies_when_the_settings_ask_for_them() {
     for stream in ["background-jobs", "background-jobs-dlq", "background-jobs-events"] {
         copied.stream_is_set(stream, "num_replicas", json!(3)).await;
     }
+    copied.copies_are_current().await;
     some_jobs(&place, copied).await;
 }
 

@@ -1,4 +1,5 @@
-//! The broker's store goes back in time, as it does when the power goes between two flushes of its own.
+//! The broker's store goes back in time, as it does when the power goes between two flushes of its own; or a part of it is silent,
+//! as a consumer without a leader is.
 
 use std::{path::Path, time::Duration};
 
@@ -84,5 +85,28 @@ async fn a_broker_that_went_back_in_time_gets_its_wake_ups_again_and_runs_nothin
     for id in &ids {
         assert_eq!(place.journal.count(id, "end"), 1, "runs of {id}");
     }
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_that_does_not_answer_holds_up_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut place = Place::new().await;
+    // Requests that are forbidden are not answered.
+    let silent = "permissions: { publish: { deny: \"$JS.API.CONSUMER.INFO.*.crawl-website-high\" } }";
+    let more = format!("authorization {{ users: [{{ user: us, password: secret, {silent} }}] }}\nno_auth_user: us");
+    let mut nats = OwnNats::new(folder.path(), "silent", &more);
+    nats.start().await;
+    place.config.nats.url = nats.url();
+    let service = place.start().await;
+    service.enqueue(json!({"type": "crawl-website", "payload": {"url": "https://example.org/"}, "delay": "1h"})).await;
+    let id = service.probe(json!({})).await;
+    service.finished(&id).await;
+
+    service.call("pauseType.probe", json!({})).await;
+    let id = service.probe(json!({})).await;
+    service.stream("background-jobs").await.purge().await.unwrap();
+    service.call("resumeType.probe", json!({})).await;
+    assert_eq!(service.finished(&id).await["status"], "completed");
     service.stop().await;
 }
