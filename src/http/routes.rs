@@ -10,7 +10,8 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer};
+use tower::ServiceBuilder;
+use tower_http::catch_panic::CatchPanicLayer;
 
 use super::{
     Door, docs,
@@ -42,18 +43,21 @@ pub fn all(door: Arc<Door>, gate: Gate, extra: Router) -> Router {
         .route("/openapi.json", get(openapi::document))
         .route("/style.css", get(html::style))
         .with_state(door);
-    let mut router = own
-        .merge(extra)
-        .fallback(unknown)
-        .method_not_allowed_fallback(not_allowed)
-        .layer(middleware::from_fn(note))
+    // All in one: each layer by itself would put every route, and every request to it, into another box.
+    let around = ServiceBuilder::new()
+        .map_response(with_headers)
+        .layer(CatchPanicLayer::custom(panicked))
         .layer(middleware::from_fn_with_state(Arc::new(gate), gate::pass))
-        .layer(CatchPanicLayer::custom(panicked));
+        .layer(middleware::from_fn(note));
+    own.merge(extra).fallback(unknown).method_not_allowed_fallback(not_allowed).layer(around)
+}
+
+fn with_headers<B>(mut response: axum::http::Response<B>) -> axum::http::Response<B> {
     for (name, value) in HEADERS {
-        let (name, value) = (HeaderName::from_static(name), HeaderValue::from_static(value));
-        router = router.layer(SetResponseHeaderLayer::if_not_present(name, value));
+        let name = HeaderName::from_static(name);
+        response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
     }
-    router
+    response
 }
 
 async fn unknown(uri: Uri) -> Answer {
