@@ -137,9 +137,9 @@ WITH claimed AS (
               j.tags, j.created_at, j.deadline, j.traceparent
 ), counted AS (
     INSERT INTO job_count_deltas (type, status, day, n)
-    SELECT type, change.status, 'epoch', change.sign * count(*)
-    FROM claimed CROSS JOIN (VALUES ('pending', -1), ('processing', 1)) AS change (status, sign)
-    GROUP BY type, change.status, change.sign
+    SELECT type, change.status, 'epoch', change.sign * n
+    FROM (SELECT type, count(*) AS n FROM claimed GROUP BY type) AS claims
+    CROSS JOIN (VALUES ('pending', -1), ('processing', 1)) AS change (status, sign)
 ), noted AS (
     INSERT INTO held (id, worker_id, job_ids) SELECT $7, $3, array_agg(id) FROM claimed WHERE $5 IS NULL HAVING count(*) > 0
     ON CONFLICT (id) DO UPDATE SET job_ids = held.job_ids || excluded.job_ids

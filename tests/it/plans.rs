@@ -38,6 +38,11 @@ fn job(n: usize) -> NewJob {
     }
 }
 
+/// As most are.
+fn plain(n: usize) -> NewJob {
+    NewJob { key: None, ..job(n) }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_statement_of_the_hot_path_walks_through_a_table() {
     let place = Place::new().await;
@@ -47,6 +52,12 @@ async fn no_statement_of_the_hot_path_walks_through_a_table() {
     let again: Vec<NewJob> = (0..300).map(job).collect();
     let outcomes = store.enqueue(&again, HOUR).await.unwrap().outcomes;
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Enqueued::Duplicate { .. })));
+    let plain: Vec<NewJob> = (0..300).map(plain).collect();
+    // The second time as after an answer that got lost.
+    for _ in 0..2 {
+        let outcomes = store.enqueue(&plain, HOUR).await.unwrap().outcomes;
+        assert!(outcomes.iter().all(|outcome| matches!(outcome, Enqueued::Accepted)));
+    }
     let wanted: Vec<_> = jobs.iter().map(|job| (job.id, "probe".to_owned())).collect();
     for round in 0..2 {
         let claims = store.claim(&wanted, "worker").await.unwrap().claims;
@@ -88,11 +99,33 @@ async fn no_statement_of_the_hot_path_walks_through_a_table() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_claim_finds_room_on_the_page_of_its_row_and_goes_into_no_index() {
+    let place = Place::new().await;
+    let store = place.store().await;
+    let jobs: Vec<NewJob> = (0..500).map(plain).collect();
+    store.enqueue(&jobs, HOUR).await.unwrap();
+    let wanted: Vec<_> = jobs.iter().map(|job| (job.id, "probe".to_owned())).collect();
+    store.claim(&wanted, "the-name-of-a-host-12345-0123abcd").await.unwrap();
+    // What connections have counted is told when they end.
+    store.close().await;
+
+    let database = place.database().await;
+    let claims = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'jobs'";
+    let (claimed, in_place): (i64, i64) = crate::harness::until(async || {
+        sqlx::query("SELECT pg_stat_clear_snapshot()").execute(&database).await.unwrap();
+        let counts: (i64, i64) = sqlx::query_as(claims).fetch_one(&database).await.unwrap();
+        (counts.0 >= 500).then_some(counts)
+    })
+    .await;
+    assert_eq!((claimed, in_place), (500, 500));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_list_of_what_runs_reads_nothing_of_what_waits() {
     const WAITING: usize = 20_000;
     let place = Place::new().await;
     let store = place.store().await;
-    let jobs: Vec<NewJob> = (0..WAITING).map(|n| NewJob { key: None, ..job(n) }).collect();
+    let jobs: Vec<NewJob> = (0..WAITING).map(plain).collect();
     for jobs in jobs.chunks(1000) {
         store.enqueue(jobs, HOUR).await.unwrap();
     }
