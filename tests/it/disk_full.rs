@@ -29,9 +29,7 @@ async fn accepted(service: &Running, n: usize) -> Vec<String> {
 
 async fn all_run_once(place: &Place, service: &Running, ids: &[String]) {
     books::all_completed_once(place, service, ids).await;
-    for id in ids {
-        assert_eq!(place.journal.count(id, "end"), 1, "runs of {id}");
-    }
+    place.journal.all_ran_once(ids);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -182,7 +180,8 @@ async fn a_database_that_stopped_for_want_of_room_for_its_log_loses_nothing_that
     let disk = SmallDisk::mount(&folder.path().join("small"), 40);
     let small = disk.is_some();
     let places = disk.map_or(Places::Together, Places::SmallLog);
-    let settings = ["min_wal_size=2MB", "max_wal_size=4MB"];
+    // Kept, so that each piece of it needs new room; used again they might go round on what there is.
+    let settings = ["min_wal_size=2MB", "max_wal_size=4MB", "wal_keep_size=1GB"];
     let mut postgres = OwnPostgres::new(&folder.path().join("own"), &settings, places).await;
     postgres.start().await;
     let place = place_on(&postgres).await;

@@ -1,6 +1,7 @@
 //! A job type for tests: it does what its payload says, and writes down every start and end.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -63,7 +64,19 @@ impl Journal {
 
     /// How many lines say `what` of a job.
     pub fn count(&self, job: &str, what: &str) -> usize {
-        self.lines().iter().filter(|line| line.job.to_string() == job && line.what == what).count()
+        let job: Uuid = job.parse().unwrap();
+        self.lines.lock().unwrap().iter().filter(|line| line.job == job && line.what == what).count()
+    }
+
+    /// Holds that each of these jobs has run to its end once, however many they are.
+    pub fn all_ran_once(&self, jobs: &[String]) {
+        let mut ends: HashMap<Uuid, usize> = HashMap::new();
+        for line in self.lines.lock().unwrap().iter().filter(|line| line.what == "end") {
+            *ends.entry(line.job).or_default() += 1;
+        }
+        for job in jobs {
+            assert_eq!(ends.get(&job.parse().unwrap()).copied().unwrap_or_default(), 1, "runs of {job}");
+        }
     }
 
     /// The notes of the lines that say `what`, in their order.
