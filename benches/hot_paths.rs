@@ -58,6 +58,7 @@ fn rules(c: &mut Criterion) {
         let fail = || Outcome::Failed(Failure::retry("the other side is busy"));
         b.iter_batched(fail, |outcome| settle(2, 5, &policy, outcome, 0.5), BatchSize::SmallInput);
     });
+    c.bench_function("an id", |b| b.iter(uuid::Uuid::now_v7));
     let id = uuid::Uuid::now_v7();
     c.bench_function("a wake-up's body", |b| b.iter(|| wake_up_body(black_box(id), "send-email.normal")));
     c.bench_function("a run's traceparent", |b| b.iter(|| Trace::of_job(black_box(id)).of_run(id, 3).to_string()));
