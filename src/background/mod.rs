@@ -52,6 +52,9 @@ pub enum Error {
 /// Pause after a duty that failed, so that an outage is no hot loop.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
+/// Types or lanes that the broker is asked about at the same time.
+const AT_ONCE: usize = 16;
+
 /// Starts all duties on `tasks`; they end at `stop`.
 pub fn start(deps: &Deps, stop: &CancellationToken, tasks: &TaskTracker) {
     tasks.spawn(relay::work(deps.clone(), stop.clone()));

@@ -7,15 +7,12 @@
 use futures_util::{StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 
-use super::{Deps, Error, repeat};
+use super::{AT_ONCE, Deps, Error, repeat};
 use crate::{
     job::Lane,
     ops::lost,
     store::sweep::{SLICE, WakeUp},
 };
-
-/// Lanes that the broker is asked about at the same time.
-const AT_ONCE: usize = 16;
 
 /// The duty; see the module.
 pub struct Sweep(Deps);

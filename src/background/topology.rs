@@ -10,14 +10,11 @@ use std::{
 use futures_util::{StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 
-use super::{Deps, Error, repeat};
+use super::{AT_ONCE, Deps, Error, repeat};
 use crate::job::Lane;
 
 /// How often it is asked whether there is a reason to look.
 const TICK: Duration = Duration::from_millis(500);
-
-/// Types that are looked after at the same time.
-const AT_ONCE: usize = 16;
 
 /// The duty; see the module.
 pub struct Topology {

@@ -5,7 +5,10 @@ use std::{any::Any, sync::Arc};
 use axum::{
     Router,
     extract::Request,
-    http::{HeaderName, HeaderValue, Method, Uri},
+    http::{
+        HeaderName, HeaderValue, Method, Uri,
+        header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS},
+    },
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
@@ -23,13 +26,13 @@ use super::{
 use crate::ops::{ApiError, Code, error::quoted};
 
 /// For every answer that does not say otherwise.
-const HEADERS: [(&str, &str); 6] = [
-    ("cache-control", "no-store"),
-    ("content-security-policy", "default-src 'none'; frame-ancestors 'none'"),
-    ("cross-origin-resource-policy", "same-origin"),
-    ("referrer-policy", "no-referrer"),
-    ("x-content-type-options", "nosniff"),
-    ("x-frame-options", "DENY"),
+static HEADERS: [(HeaderName, HeaderValue); 6] = [
+    (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    (CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'")),
+    (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
+    (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
 ];
 
 pub fn all(door: Arc<Door>, gate: Gate, extra: Router) -> Router {
@@ -53,9 +56,8 @@ pub fn all(door: Arc<Door>, gate: Gate, extra: Router) -> Router {
 }
 
 fn with_headers<B>(mut response: axum::http::Response<B>) -> axum::http::Response<B> {
-    for (name, value) in HEADERS {
-        let name = HeaderName::from_static(name);
-        response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
+    for (name, value) in &HEADERS {
+        response.headers_mut().entry(name).or_insert_with(|| value.clone());
     }
     response
 }

@@ -98,9 +98,9 @@ WITH back AS (
     RETURNING j.id, j.type, j.priority, j.run_at, o.rearm
 ), counted AS (
     INSERT INTO job_count_deltas (type, status, day, n)
-    SELECT type, change.status, 'epoch', change.sign * count(*)
-    FROM back CROSS JOIN (VALUES ('pending', 1), ('processing', -1)) AS change (status, sign)
-    GROUP BY type, change.status, change.sign
+    SELECT type, change.status, 'epoch', change.sign * n
+    FROM (SELECT type, count(*) AS n FROM back GROUP BY type) AS backs
+    CROSS JOIN (VALUES ('pending', 1), ('processing', -1)) AS change (status, sign)
 ), rearmed AS (
     INSERT INTO outbox (id, kind, publish_at, job_ids, targets)
     SELECT gen_random_uuid(), 'wake-up', run_at, array_agg(id),
