@@ -26,6 +26,12 @@ pub async fn all_completed_once(place: &Place, service: &Running, ids: &[String]
     attempts
 }
 
+/// As [`all_completed_once`], and by the journal's account as well each of them ran to its end once.
+pub async fn all_ran_once(place: &Place, service: &Running, ids: &[String]) {
+    all_completed_once(place, service, ids).await;
+    place.journal.all_ran_once(ids);
+}
+
 /// Demands that the statistics are what a count of all rows gives.
 pub async fn numbers_add_up(database: &PgPool, stats: &Value) {
     let rows: Vec<(String, i64)> =

@@ -43,11 +43,6 @@ async fn place_behind_proxy() -> (Place, Proxy) {
     (place, proxy)
 }
 
-async fn all_run_once(place: &Place, service: &Running, ids: &[String]) {
-    books::all_completed_once(place, service, ids).await;
-    place.journal.all_ran_once(ids);
-}
-
 /// Asks with one key until it is accepted, in the time that callers are promised each time.
 async fn until_accepted(service: &Running, key: &str) -> Value {
     let request = json!({"type": "probe", "payload": {}, "idempotencyKey": key}).to_string();
@@ -80,7 +75,7 @@ async fn connections_that_the_server_ends_five_times_a_second_lose_no_job_and_no
     load.accepts(40).await;
     let told = load.stop().await;
     assert!(told.refused.iter().all(|code| code == "unavailable"), "{:?}", told.refused);
-    all_run_once(&place, &service, &told.accepted).await;
+    books::all_ran_once(&place, &service, &told.accepted).await;
     service.stop().await;
 }
 
@@ -198,7 +193,7 @@ async fn a_job_whose_commit_got_no_answer_is_one_job_for_the_caller_who_asks_aga
         until(async || Some(service.ask("enqueue", request.as_str()).await).filter(|a| a.code().is_none())).await;
     assert_eq!((&known.body["duplicate"], &known.body["jobId"]), (&json!(true), &json!(committed)));
     answers(&service).await;
-    all_run_once(&place, &service, &[committed]).await;
+    books::all_ran_once(&place, &service, &[committed]).await;
     service.stop().await;
 }
 
@@ -223,7 +218,7 @@ async fn an_outcome_whose_commit_got_no_answer_is_recorded_once() {
     // Only who knows that it is recorded tells so.
     events.until_state("completed").await;
     answers(&service).await;
-    all_run_once(&place, &service, &[id]).await;
+    books::all_ran_once(&place, &service, &[id]).await;
     service.stop().await;
 }
 
@@ -246,7 +241,7 @@ async fn a_wire_that_carries_one_way_only_is_given_up_and_nothing_is_lost() {
         let told = load.stop().await;
         assert!(told.refused.iter().all(|code| code == "unavailable"), "{:?}", told.refused);
         assert!(told.longest < ANSWER + Duration::from_millis(500), "an answer took {:?}", told.longest);
-        all_run_once(&place, &service, &told.accepted).await;
+        books::all_ran_once(&place, &service, &told.accepted).await;
         service.stop().await;
     }
 }

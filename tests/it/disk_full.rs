@@ -27,11 +27,6 @@ async fn accepted(service: &Running, n: usize) -> Vec<String> {
     ids
 }
 
-async fn all_run_once(place: &Place, service: &Running, ids: &[String]) {
-    books::all_completed_once(place, service, ids).await;
-    place.journal.all_ran_once(ids);
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_are_taken_while_the_disk_of_the_broker_is_full_and_run_when_there_is_room() {
     let folder = tempfile::tempdir().unwrap();
@@ -42,7 +37,7 @@ async fn jobs_are_taken_while_the_disk_of_the_broker_is_full_and_run_when_there_
     place.config.nats.url = nats.url();
     let service = place.start().await;
     let mut ids = accepted(&service, 5).await;
-    all_run_once(&place, &service, &ids).await;
+    books::all_ran_once(&place, &service, &ids).await;
 
     nats.fill();
     ids.extend(accepted(&service, 200).await);
@@ -58,7 +53,7 @@ async fn jobs_are_taken_while_the_disk_of_the_broker_is_full_and_run_when_there_
     // The broker's own demand: a server whose disk was full stores nothing until it is started again.
     nats.stop().await;
     nats.start().await;
-    all_run_once(&place, &service, &ids).await;
+    books::all_ran_once(&place, &service, &ids).await;
     until(async || (health(&service).await["status"] == "ok").then_some(())).await;
     service.stop().await;
 }
@@ -80,7 +75,7 @@ async fn jobs_are_taken_while_the_stream_of_wake_ups_is_full_and_run_as_it_drain
     place.config.worker.enabled = true;
     place.config.worker.concurrency = 500;
     let worker = place.start().await;
-    all_run_once(&place, &worker, &ids).await;
+    books::all_ran_once(&place, &worker, &ids).await;
     worker.stop().await;
     door.stop().await;
 }
@@ -147,7 +142,7 @@ async fn a_database_without_room_for_rows_refuses_jobs_and_goes_on_when_there_is
     postgres.disk().make_room();
     let (id, _) = until_accepted(&service, "last").await;
     ids.push(id);
-    all_run_once(&place, &service, &ids).await;
+    books::all_ran_once(&place, &service, &ids).await;
     service.stop().await;
 }
 
@@ -165,7 +160,7 @@ async fn refused_by_the_database_itself() {
     until_refused(&service, &mut ids).await;
     run("DROP TRIGGER full_disk ON jobs").await;
     ids.push(until_accepted(&service, "last").await.0);
-    all_run_once(&place, &service, &ids).await;
+    books::all_ran_once(&place, &service, &ids).await;
     service.stop().await;
 }
 
@@ -203,6 +198,6 @@ async fn a_database_that_stopped_for_want_of_room_for_its_log_loses_nothing_that
     }
     postgres.start().await;
     ids.push(until_accepted(&service, "last").await.0);
-    all_run_once(&place, &service, &ids).await;
+    books::all_ran_once(&place, &service, &ids).await;
     service.stop().await;
 }

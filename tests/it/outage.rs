@@ -54,11 +54,6 @@ async fn place_behind_proxy() -> (Place, Proxy) {
     (place, proxy)
 }
 
-/// Each accepted job ran to its end once and only once.
-fn ran_once(place: &Place, ids: &[String]) {
-    place.journal.all_ran_once(ids);
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_is_killed_under_load_costs_no_job_and_no_second_run() {
     let folder = tempfile::tempdir().unwrap();
@@ -74,8 +69,7 @@ async fn a_broker_that_is_killed_under_load_costs_no_job_and_no_second_run() {
     let told = load.stop().await;
 
     assert_eq!(told.refused, [""; 0], "a broker that is away is no reason to refuse a job");
-    books::all_completed_once(&place, &service, &told.accepted).await;
-    ran_once(&place, &told.accepted);
+    books::all_ran_once(&place, &service, &told.accepted).await;
     service.stop().await;
 }
 
@@ -117,8 +111,8 @@ async fn a_broker_that_forgot_everything_is_told_again() {
 
     ids.extend(running.iter().chain(&waiting).cloned());
     books::all_completed_once(&place, &service, &ids).await;
-    ran_once(&place, &running);
-    ran_once(&place, &waiting);
+    place.journal.all_ran_once(&running);
+    place.journal.all_ran_once(&waiting);
     service.stop().await;
 }
 
@@ -151,7 +145,7 @@ async fn jobs_are_taken_while_the_broker_is_away_and_run_when_it_comes() {
         (n == 20).then_some(())
     })
     .await;
-    ran_once(&place, &ids);
+    place.journal.all_ran_once(&ids);
     service.stop(CancellationToken::new()).await.unwrap();
 }
 
@@ -177,8 +171,7 @@ async fn a_database_that_is_killed_under_load_loses_no_accepted_job_and_no_resul
 
     assert!(told.refused.iter().all(|code| code == "unavailable"), "{:?}", told.refused);
     assert!(told.longest < ANSWER + Duration::from_millis(500), "an answer took {:?}", told.longest);
-    books::all_completed_once(&place, &service, &told.accepted).await;
-    ran_once(&place, &told.accepted);
+    books::all_ran_once(&place, &service, &told.accepted).await;
     service.stop().await;
 }
 
@@ -239,8 +232,7 @@ async fn connections_that_are_cut_again_and_again_lose_no_job() {
     }
     let told = load.stop().await;
     assert!(told.refused.iter().all(|code| code == "unavailable"), "{:?}", told.refused);
-    books::all_completed_once(&place, &service, &told.accepted).await;
-    ran_once(&place, &told.accepted);
+    books::all_ran_once(&place, &service, &told.accepted).await;
     service.stop().await;
 }
 

@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 
 use crate::harness::Place;
 
-/// `$1` finished jobs with the tags `$2`.
+/// `$1` finished jobs with the tags `$2` and the status `$3`.
 const FINISHED: &str = "
     INSERT INTO finished_jobs (id, type, status, priority, attempt, max_attempts, run, tags, payload, created_at, run_at, finished_at)
     SELECT uuid_v7(), 'probe', $3, 0, 1, 1, 1, $2, '{}', now(), now(), now() FROM generate_series(1, $1)";
@@ -89,8 +89,7 @@ async fn no_statement_of_the_hot_path_walks_through_a_table() {
     let used = "SELECT relname::text, seq_scan, idx_scan FROM pg_stat_user_tables
                 WHERE relname IN ('jobs', 'job_keys') OR relname LIKE 'finished\\_%\\_20%' ORDER BY 1";
     let tables: Vec<(String, i64, i64)> = crate::harness::until(async || {
-        sqlx::query("SELECT pg_stat_clear_snapshot()").execute(&database).await.unwrap();
-        let tables: Vec<(String, i64, i64)> = sqlx::query_as(used).fetch_all(&database).await.unwrap();
+        let tables: Vec<(String, i64, i64)> = counted(&database, used).await;
         tables.iter().any(|(name, _, by_index)| name == "jobs" && *by_index > 300).then_some(tables)
     })
     .await;
@@ -112,9 +111,8 @@ async fn a_claim_finds_room_on_the_page_of_its_row_and_goes_into_no_index() {
     let database = place.database().await;
     let claims = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'jobs'";
     let (claimed, in_place): (i64, i64) = crate::harness::until(async || {
-        sqlx::query("SELECT pg_stat_clear_snapshot()").execute(&database).await.unwrap();
-        let counts: (i64, i64) = sqlx::query_as(claims).fetch_one(&database).await.unwrap();
-        (counts.0 >= 500).then_some(counts)
+        let counts: Vec<(i64, i64)> = counted(&database, claims).await;
+        (counts[0].0 >= 500).then_some(counts[0])
     })
     .await;
     assert_eq!((claimed, in_place), (500, 500));
@@ -145,13 +143,7 @@ async fn a_list_of_what_runs_reads_nothing_of_what_waits() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_by_tag_does_not_walk_through_what_has_no_tags() {
-    let place = Place::new().await;
-    place.store().await.close().await;
-    let database = place.database().await;
-    for (jobs, tags) in [(6_000, Some(vec!["old"])), (20_000, None)] {
-        sqlx::query(FINISHED).bind(jobs).bind(tags).bind("completed").execute(&database).await.unwrap();
-    }
-    sqlx::query("ANALYZE").execute(&database).await.unwrap();
+    let (place, database) = place_with(&[(6_000, Some("old"), "completed"), (20_000, None, "completed")]).await;
     let (listed, read) = list(&place, &database, Filter { tag: Some("old".into()), ..Filter::default() }).await;
     assert_eq!(listed.len(), 50);
     assert!(read < 1_000, "{read} rows were read");
@@ -159,19 +151,35 @@ async fn a_list_by_tag_does_not_walk_through_what_has_no_tags() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_by_a_tag_that_few_jobs_have_does_not_walk_through_all_that_have_another() {
-    let place = Place::new().await;
-    place.store().await.close().await;
-    let database = place.database().await;
     // All that failed have the one, and statistics of the others don't say that none has it.
-    for (jobs, tag, status) in [(3, "few", "failed"), (40_000, "many", "completed")] {
-        sqlx::query(FINISHED).bind(jobs).bind(vec![tag]).bind(status).execute(&database).await.unwrap();
-    }
-    sqlx::query("ANALYZE").execute(&database).await.unwrap();
+    let (place, database) = place_with(&[(3, Some("few"), "failed"), (40_000, Some("many"), "completed")]).await;
     for (tag, found) in [("few", 3), ("nobody", 0), ("many", 50)] {
         let (listed, read) = list(&place, &database, Filter { tag: Some(tag.into()), ..Filter::default() }).await;
         assert_eq!(listed.len(), found, "{tag}");
         assert!(read < 1_000, "{read} rows were read for {tag}");
     }
+}
+
+/// A place with finished jobs, so many of each tag and status, that the planner knows of.
+async fn place_with(finished: &[(i32, Option<&str>, &str)]) -> (Place, sqlx::PgPool) {
+    let place = Place::new().await;
+    place.store().await.close().await;
+    let database = place.database().await;
+    for (jobs, tag, status) in finished {
+        let tags = tag.map(|tag| vec![tag]);
+        sqlx::query(FINISHED).bind(jobs).bind(tags).bind(status).execute(&database).await.unwrap();
+    }
+    sqlx::query("ANALYZE").execute(&database).await.unwrap();
+    (place, database)
+}
+
+/// Rows of Postgres' own counts, as they are now and not as this connection has seen them before.
+async fn counted<T>(database: &sqlx::PgPool, sql: &'static str) -> Vec<T>
+where
+    T: for<'r> sqlx::FromRow<'r, sqlx::postgres::PgRow> + Send + Unpin,
+{
+    sqlx::query("SELECT pg_stat_clear_snapshot()").execute(database).await.unwrap();
+    sqlx::query_as(sql).fetch_all(database).await.unwrap()
 }
 
 /// A page of a list, and how many rows were read for it.
@@ -180,8 +188,7 @@ async fn list(place: &Place, database: &sqlx::PgPool, filter: Filter) -> (Vec<uu
         let sql =
             "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0))::int8, sum(idx_scan)::int8 FROM pg_stat_user_tables
                    WHERE relname = 'jobs' OR relname LIKE 'finished\\_%'";
-        sqlx::query("SELECT pg_stat_clear_snapshot()").execute(database).await.unwrap();
-        sqlx::query_as::<_, (i64, i64)>(sql).fetch_one(database).await.unwrap()
+        counted::<(i64, i64)>(database, sql).await[0]
     };
     let before = read().await;
     let store = place.store().await;

@@ -86,8 +86,9 @@ impl Journal {
 
     /// Returns when `what` is written of a job, with its line.
     pub async fn until(&self, job: &str, what: &str) -> Line {
+        let job: Uuid = job.parse().unwrap();
         crate::harness::until(|| async {
-            self.lines().into_iter().find(|line| line.job.to_string() == job && line.what == what)
+            self.lines.lock().unwrap().iter().find(|line| line.job == job && line.what == what).cloned()
         })
         .await
     }
