@@ -118,6 +118,9 @@ impl Relay {
 
     /// Until the next row is due, but not longer than `period`, since other replicas write rows as well.
     async fn pause(&self, period: Duration) -> Duration {
+        if !self.0.broker.is_connected() {
+            return period;
+        }
         // When the database is away the next round says so.
         let next = self.0.store.next_outbox().await.unwrap_or_default();
         // Not at once: a due row that is there now can't be published, or another relay has it.

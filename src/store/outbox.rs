@@ -21,8 +21,8 @@ UPDATE outbox SET publish_at = clock_timestamp() + $2 * interval '1 millisecond'
 WHERE id IN (SELECT id FROM outbox WHERE publish_at <= clock_timestamp() ORDER BY publish_at LIMIT $1 FOR UPDATE SKIP LOCKED)
 RETURNING id, kind, job_ids, targets"#;
 
-const NEXT: &str =
-    "SELECT greatest(0, extract(epoch FROM min(publish_at) - clock_timestamp()) * 1000000)::int8 FROM outbox";
+/// NULL when there is none, negative when one is overdue.
+const NEXT: &str = "SELECT (extract(epoch FROM min(publish_at) - clock_timestamp()) * 1000000)::int8 FROM outbox";
 
 impl Store {
     /// Takes up to `limit` due rows for `hold`.

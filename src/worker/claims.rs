@@ -111,6 +111,7 @@ impl Unheard {
         if !held.is_empty() {
             tracing::warn!("handing back {} jobs whose claim had no answer", held.len());
             store.hand_back(&held).await?;
+            shared.deps.relay.notify_one();
         }
         self.lock().retain(|_, noted| *noted + ECHO > began);
         Ok(())

@@ -126,7 +126,8 @@ async fn carry_out_tracked(shared: &Arc<Shared>, known: &Known, unanswered: &Una
     match recorded {
         Ok(Recorded::As(status)) => {
             told.tell(broker, &subject_of(shared, &job), status).await;
-            if status == Status::Failed {
+            let in_outbox = status == Status::Pending && wake_up == WakeUp::Outbox;
+            if status == Status::Failed || in_outbox {
                 shared.deps.relay.notify_one();
             }
             if status == Status::Pending && wake_up == WakeUp::NotNeeded {

@@ -3,7 +3,7 @@
 use chrono::{Duration, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
-use crate::harness::{millis_between, start, time};
+use crate::harness::{Place, millis_between, start, time};
 
 fn at(from_now: Duration) -> String {
     (Utc::now() + from_now).to_rfc3339_opts(SecondsFormat::Micros, true)
@@ -20,6 +20,22 @@ async fn a_job_with_a_delay_starts_after_it_and_not_before() {
         assert!(time(&job["startedAt"]) >= time(&job["runAt"]), "started early: {job}");
     }
     service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_in_the_outbox_says_when_it_is_due_and_an_empty_one_says_nothing() {
+    let place = Place::new().await;
+    let store = place.store().await;
+    let database = place.database().await;
+    assert_eq!(store.next_outbox().await.unwrap(), None);
+    let row = "INSERT INTO outbox (id, kind, publish_at, job_ids, targets)
+               VALUES (uuid_v7(), 'wake-up', now() + $1 * interval '1 hour', '{}', '{}')";
+    sqlx::query(row).bind(2).execute(&database).await.unwrap();
+    let next = store.next_outbox().await.unwrap().expect("there is one");
+    assert!((6900..=7200).contains(&next.as_secs()), "{next:?}");
+    sqlx::query(row).bind(-2).execute(&database).await.unwrap();
+    assert_eq!(store.next_outbox().await.unwrap(), Some(std::time::Duration::ZERO));
+    store.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

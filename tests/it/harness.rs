@@ -80,7 +80,6 @@ impl Place {
         config.worker.cancel_grace = Duration::from_millis(500);
         config.retry.base = Duration::from_millis(50);
         config.retry.max = Duration::from_millis(400);
-        config.background.relay = Duration::from_millis(50);
         config.background.sweep = Duration::from_millis(500);
         config.background.overdue = Duration::from_millis(700);
         config.background.publish_grace = Duration::from_millis(400);

@@ -134,7 +134,7 @@ impl Desk {
     }
 
     async fn claim(&self, ops: &Ops, wish: &Wish, deliveries: Vec<Delivery>) -> Result<Vec<Fetched>, ApiError> {
-        let Supplies { store, broker, .. } = &self.supplies;
+        let Supplies { store, broker, relay, .. } = &self.supplies;
         let mut by_type: HashMap<String, Vec<(JobId, AckHandle)>> = HashMap::new();
         for delivery in deliveries {
             match delivery.split() {
@@ -157,7 +157,11 @@ impl Desk {
                     return Err(e.into());
                 }
             };
-            lost::tell(broker, &round.freed).await;
+            if !round.freed.is_empty() {
+                lost::tell(broker, &round.freed).await;
+                // One of them may have ended as a dead letter.
+                relay.notify_one();
+            }
             for ((id, ack), claim) in messages.iter().zip(round.claims) {
                 match claim {
                     Claim::Won(job) => {
