@@ -12,6 +12,7 @@ mod retention;
 mod sweep;
 mod topology;
 pub(crate) mod types;
+mod vacuum;
 
 use std::{sync::Arc, time::Duration};
 
@@ -62,6 +63,7 @@ pub fn start(deps: &Deps, stop: &CancellationToken, tasks: &TaskTracker) {
     tasks.spawn(sweep::work(deps.clone(), stop.clone()));
     tasks.spawn(retention::work(deps.clone(), stop.clone()));
     tasks.spawn(counts::work(deps.clone(), stop.clone()));
+    tasks.spawn(vacuum::work(deps.clone(), stop.clone()));
     tasks.spawn(types::work(deps.clone(), stop.clone()));
     tasks.spawn(notices::work(deps.clone(), stop.clone()));
     tasks.spawn(discovery::work(deps.clone(), stop.clone()));

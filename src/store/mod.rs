@@ -19,6 +19,7 @@ pub mod retry;
 pub mod sweep;
 pub mod turns;
 pub mod types;
+pub mod vacuum;
 pub mod workers;
 
 use std::{

@@ -1,0 +1,25 @@
+//! Clears what finished jobs leave in the table of live ones, sooner than the database does by itself.
+//!
+//! Its autovacuum looks once a minute, in which a service deletes hundreds of thousands of rows; the first list that comes
+//! upon them has to look at each. See docs/performance.md.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Deps, Error, repeat};
+
+/// What is deleted in this time at full speed makes a list no slower than it may be.
+const PERIOD: Duration = Duration::from_secs(5);
+
+pub(super) async fn work(deps: Deps, stop: CancellationToken) {
+    repeat("vacuum", PERIOD, &stop, || run_once(&deps)).await;
+}
+
+async fn run_once(deps: &Deps) -> Result<(), Error> {
+    let store = &deps.store;
+    if store.wants_vacuum().await? && store.take_turn("vacuum", PERIOD).await? {
+        store.vacuum().await?;
+    }
+    Ok(())
+}
