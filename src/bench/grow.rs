@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    Options, fill,
+    Options, database,
     load::{BULK, drive_bulk, histogram},
     report::Row,
     scenarios,
@@ -38,7 +38,7 @@ pub(super) async fn run(
     let url = servers.postgres.url("queue");
     say(&format!("writing {} finished jobs …", options.finished));
     let bar = bar(options.finished, options.quiet);
-    fill::finished(&url, stage.schema(), options.finished, &bar).await?;
+    database::finished(&url, stage.schema(), options.finished, &bar).await?;
     bar.finish_and_clear();
     say(&format!("handing in {} jobs that wait …", options.waiting));
     waiting(&stage.client(), options.waiting).await?;
@@ -80,7 +80,7 @@ async fn compare(
     say: &impl Fn(&str),
 ) -> anyhow::Result<Vec<Row>> {
     let stop = CancellationToken::new();
-    let locks = tokio::spawn(fill::watch_locks(url.to_owned(), stop.clone()));
+    let locks = tokio::spawn(database::watch_locks(url.to_owned(), stop.clone()));
     // The new side has to be warm, too.
     scenarios::lifecycle(empty, 2_000.min(options.jobs), IN_FLIGHT).await?;
     let mut measured: Vec<(&str, [Vec<Row>; 2])> = Vec::new();
@@ -99,7 +99,7 @@ async fn compare(
         measured.push((path, sides));
     }
     stop.cancel();
-    let (looks, seen) = locks.await??;
+    let waits = locks.await??;
     let mut rows = Vec::new();
     for (path, [empty, full]) in measured {
         let (empty, mut full) = (median(empty), median(full));
@@ -107,7 +107,7 @@ async fn compare(
         rows.push(Row { name: format!("{path}, new"), ..empty });
         rows.push(Row { name: format!("{path}, grown"), ..full });
     }
-    rows.push(Row { name: format!("looks at locks: a statement waited in {seen} of {looks}"), ..Row::default() });
+    rows.push(Row { name: waits.to_string(), ..Row::default() });
     Ok(rows)
 }
 
@@ -120,25 +120,25 @@ fn median(mut rows: Vec<Row>) -> Row {
 async fn reads(client: &Client, url: &str, schema: &str) -> anyhow::Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (name, table) in [("getJob, finished", "finished_jobs"), ("getJob, waiting", "jobs")] {
-        let ids = fill::some_ids(url, schema, table).await?;
+        let ids = database::some_ids(url, schema, table).await?;
         let requests = ids.iter().cycle().take(2000.max(READS)).map(|id| json!({"jobId": id}));
         rows.push(time(client, name, "getJob", requests.collect()).await?);
     }
     rows.push(time(client, "getStats", "getStats", vec![json!({}); READS]).await?);
     // Pages in the middle of everything, as somebody who leafs comes to them.
-    let mut ids = fill::some_ids(url, schema, "finished_jobs").await?;
+    let mut ids = database::some_ids(url, schema, "finished_jobs").await?;
     ids.truncate(READS);
     let all = ["pending", "processing", "completed", "failed", "cancelled", "scheduled", "retrying"];
     let mut filters: Vec<(String, Value)> = vec![("all".into(), json!({}))];
     filters.extend(all.map(|status| (status.to_owned(), json!({"status": status}))));
     filters.extend([
-        ("a type".into(), json!({"type": fill::TYPES[0]})),
+        ("a type".into(), json!({"type": database::TYPES[0]})),
         ("a type that waits".into(), json!({"type": WAITING})),
-        ("a type and completed".into(), json!({"type": fill::TYPES[0], "status": "completed"})),
-        ("a type and failed".into(), json!({"type": fill::TYPES[1], "status": "failed"})),
-        ("a tag".into(), json!({"tag": fill::TAG})),
+        ("a type and completed".into(), json!({"type": database::TYPES[0], "status": "completed"})),
+        ("a type and failed".into(), json!({"type": database::TYPES[1], "status": "failed"})),
+        ("a tag".into(), json!({"tag": database::TAG})),
         ("a tag that nobody has".into(), json!({"tag": "nobody"})),
-        ("a tag and failed".into(), json!({"tag": fill::TAG, "status": "failed"})),
+        ("a tag and failed".into(), json!({"tag": database::TAG, "status": "failed"})),
         ("a type without jobs".into(), json!({"type": "send-email"})),
         ("two statuses".into(), json!({"status": ["failed", "cancelled"]})),
     ]);
@@ -180,7 +180,7 @@ async fn retention(stage: &Stage, store: &Store, options: &Options) -> anyhow::R
     });
     let before = client.all_counts().await?.completed;
     let began = Instant::now();
-    let keep = Duration::from_secs(24 * 3600 * (fill::DAYS_AGO as u64 - 1));
+    let keep = Duration::from_secs(24 * 3600 * (database::DAYS_AGO as u64 - 1));
     let dropped = store.drop_expired(Status::Completed, keep).await?;
     let took = began.elapsed();
     stop.cancel();

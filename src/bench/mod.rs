@@ -3,7 +3,7 @@
 //! Load comes from this process, the service runs in a child, Postgres and nats-server run with their durable defaults.
 //! Every scenario checks itself: a run that lost a job, or did one twice, is an error and no figure.
 
-mod fill;
+mod database;
 mod grow;
 mod limit;
 mod load;

@@ -24,9 +24,13 @@ struct Task {
     ms: Option<u64>,
     /// Fails so many times, to be tried again.
     failures: Option<u16>,
+    /// Says as its result when it began, in microseconds since 1970.
+    #[serde(default)]
+    when: bool,
 }
 
-async fn noop(ctx: RunContext, (): (), task: Task) -> Result<(), Failure> {
+async fn noop(ctx: RunContext, (): (), task: Task) -> Result<Option<i64>, Failure> {
+    let began = task.when.then(|| chrono::Utc::now().timestamp_micros());
     if let Some(ms) = task.ms {
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(ms)) => {}
@@ -35,7 +39,7 @@ async fn noop(ctx: RunContext, (): (), task: Task) -> Result<(), Failure> {
     }
     match task.failures {
         Some(failures) if ctx.attempt <= failures => Err(Failure::retry("as asked")),
-        _ => Ok(()),
+        _ => Ok(began),
     }
 }
 

@@ -7,10 +7,13 @@ use std::{
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
+use chrono::Utc;
 use futures_util::StreamExt;
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::{
+    database,
     load::{BULK, drive, drive_bulk, histogram},
     report::Row,
     stage::{Client, Door, Sample, Stage},
@@ -130,10 +133,14 @@ pub(super) async fn latency_beside(
     };
     let (started, completed) = (seen(started), seen(completed));
     let sample = stage.sample();
-    let body = Bytes::from(client.request().to_string());
+    let mut request = client.request();
+    if stage.is_own() {
+        request["payload"]["when"] = true.into();
+    }
+    let body = Bytes::from(request.to_string());
     let mut ticks = ticks(Duration::from_secs(1) / rate, jobs);
     let mut tasks = tokio::task::JoinSet::new();
-    let began = Instant::now();
+    let first = Instant::now();
     while let Some(due) = ticks.recv().await {
         let (client, body) = (client.clone(), body.clone());
         tasks.spawn(async move {
@@ -148,24 +155,38 @@ pub(super) async fn latency_beside(
     while let Some(ended) = tasks.join_next().await {
         sent.push(ended??);
     }
-    let took = began.elapsed();
+    let took = first.elapsed();
     let in_time = tokio::time::timeout(PATIENCE, async { (started.await, completed.await) });
     let (started, completed) = in_time.await.context("events are missing")?;
     let (started, completed) = (started?, completed?);
     let after = stage.sample();
+    let answered = sent.iter().map(|(id, _, answered)| (id.clone(), *answered)).collect();
+    let began = began(stage, sent.iter().map(|(id, ..)| id)).await?;
     let mut rows = Vec::new();
-    for (name, times) in [("answered", None), ("started", Some(&started)), ("completed", Some(&completed))] {
+    let seen = [("answered", Some(answered)), ("started", began), ("told of the start", Some(started))];
+    for (name, times) in seen.into_iter().chain([("told of the end", Some(completed))]) {
+        let Some(times) = times else { continue };
         let mut latency = histogram();
-        for (id, due, answered) in &sent {
-            let at = match times {
-                None => answered,
-                Some(times) => times.get(id).with_context(|| format!("job {id} was never {name}"))?,
-            };
+        for (id, due, _) in &sent {
+            let at = times.get(id).with_context(|| format!("job {id}: {name} is missing"))?;
             latency.saturating_record(at.saturating_duration_since(*due).as_micros() as u64);
         }
         rows.push(Row::rate(&format!("{rate}/s: {name}"), jobs, took, sample, after).latency(&latency));
     }
     Ok(rows)
+}
+
+/// When the handlers began, by what they say themselves: whoever listens hears of it later. `None`: not our handlers.
+async fn began<'a>(
+    stage: &Stage,
+    ids: impl Iterator<Item = &'a String>,
+) -> anyhow::Result<Option<HashMap<String, Instant>>> {
+    let Some(servers) = stage.servers() else { return Ok(None) };
+    let ids: Vec<Uuid> = ids.map(|id| id.parse()).collect::<Result<_, _>>()?;
+    let (now, by_clock) = (Instant::now(), Utc::now().timestamp_micros());
+    let began = database::began(&servers.postgres.url("queue"), stage.schema(), &ids).await?;
+    let at = |us: i64| now - Duration::from_micros((by_clock - us).max(0) as u64);
+    Ok(Some(began.into_iter().map(|(id, us)| (id.to_string(), at(us))).collect()))
 }
 
 /// Tells each time at which a request is due. From a thread of its own, since the runtime's timers come up to a millisecond

@@ -1,10 +1,12 @@
-//! Millions of finished jobs, written past the service: handing them in and running them would take an hour.
+//! What is done past the service, in its database: writing millions of finished jobs, which would take an hour to run, and
+//! looking at what no verb tells.
 
 use std::time::Duration;
 
 use anyhow::Context;
 use indicatif::ProgressBar;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tokio_util::sync::CancellationToken;
 
 /// Rows of one statement.
 const SLICE: u64 = 50_000;
@@ -85,19 +87,49 @@ pub(super) async fn some_ids(url: &str, schema: &str, table: &str) -> anyhow::Re
     Ok(ids.into_iter().map(|(id,)| id).collect())
 }
 
-/// Counts the moments at which a statement of a service waited for a lock, until `stop`. Extending a file is no such wait.
-pub(super) async fn watch_locks(url: String, stop: tokio_util::sync::CancellationToken) -> anyhow::Result<(u64, u64)> {
-    const LOOK: Duration = Duration::from_millis(20);
-    let waits = "SELECT count(*) FROM pg_stat_activity
-                 WHERE application_name = 'queue-service' AND wait_event_type = 'Lock' AND wait_event <> 'extend'";
-    let mut one = PgConnection::connect(&url).await?;
-    let (mut looks, mut seen) = (0, 0);
-    while stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
-        let (n,): (i64,) = sqlx::query_as(waits).fetch_one(&mut one).await?;
-        looks += 1;
-        seen += u64::from(n > 0);
+/// When the handlers of jobs began, in microseconds since 1970, as they said in their results.
+///
+/// # Errors
+/// The database is away.
+pub(super) async fn began(url: &str, schema: &str, ids: &[uuid::Uuid]) -> anyhow::Result<Vec<(uuid::Uuid, i64)>> {
+    let mut one = connect(url, schema).await?;
+    let sql =
+        "SELECT id, (result #>> '{}')::int8 FROM finished_jobs WHERE id = ANY ($1) AND json_typeof(result) = 'number'";
+    Ok(sqlx::query_as(sql).bind(ids).fetch_all(&mut one).await?)
+}
+
+/// The moments at which a statement of a service waited for a lock.
+pub(super) struct Waits {
+    looks: u64,
+    seen: u64,
+    /// The first of them: what waited, for which kind of lock, and what it waited for.
+    first: Option<String>,
+}
+
+impl std::fmt::Display for Waits {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "looks at locks: a statement waited in {} of {}", self.seen, self.looks)?;
+        self.first.as_ref().map_or(Ok(()), |first| write!(f, " ({first})"))
     }
-    Ok((looks, seen))
+}
+
+/// Watches until `stop`. Extending a file is no such wait.
+pub(super) async fn watch_locks(url: String, stop: CancellationToken) -> anyhow::Result<Waits> {
+    const LOOK: Duration = Duration::from_millis(20);
+    let waiting = r"SELECT concat_ws(' ', left(regexp_replace(a.query, '\s+', ' ', 'g'), 60), 'for', a.wait_event, 'of',
+                        (SELECT string_agg(left(regexp_replace(b.query, '\s+', ' ', 'g'), 60), '; ')
+                         FROM pg_stat_activity b WHERE b.pid = ANY (pg_blocking_pids(a.pid))))
+                    FROM pg_stat_activity a
+                    WHERE application_name = 'queue-service' AND wait_event_type = 'Lock' AND wait_event <> 'extend'";
+    let mut one = PgConnection::connect(&url).await?;
+    let mut waits = Waits { looks: 0, seen: 0, first: None };
+    while stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
+        let found: Vec<(String,)> = sqlx::query_as(waiting).fetch_all(&mut one).await?;
+        waits.looks += 1;
+        waits.seen += u64::from(!found.is_empty());
+        waits.first = waits.first.or_else(|| found.into_iter().next().map(|(what,)| what));
+    }
+    Ok(waits)
 }
 
 async fn connect(url: &str, schema: &str) -> anyhow::Result<PgConnection> {
