@@ -96,11 +96,11 @@ impl Store {
         budget: usize,
     ) -> Result<Page, Error> {
         self.check_migrated()?;
-        let wanted = condition(filter);
+        let wanted = |order| condition(filter).add_option(filter.before.map(|id| older(id, order)));
         // An offset counts over both. Else each half by itself: the planner believes that it can merge them row by row, and
         // then reads all of a half in which next to nothing fits, to find the first that does.
         if offset > 0 {
-            return within("list jobs", self.page(wanted, BY_ID, limit, offset, include, budget)).await;
+            return within("list jobs", self.page(wanted(BY_ID), BY_ID, limit, offset, include, budget)).await;
         }
         let rare = match &filter.tag {
             Some(tag) => !within("list jobs", self.is_common(tag, limit)).await?,
@@ -112,8 +112,8 @@ impl Store {
                 let among = Column::Status.is_in(statuses.iter().map(|status| status.as_str()));
                 let looked_up = statuses == LIVE.as_slice() && only_running(&filter.states);
                 let candidates = looked_up.then(|| Expr::cust(held::CANDIDATES));
-                let wanted = wanted.clone().add(among).add_option(candidates);
                 let order = if looked_up || rare { BY_ID_LATER } else { BY_ID };
+                let wanted = wanted(order).add(among).add_option(candidates);
                 self.page(wanted, order, limit, 0, include, budget)
             })
         };
@@ -171,6 +171,15 @@ const BY_ID: &str = "id";
 /// The same order, of which no index knows: what another index has found is put in order, instead of reading all jobs in order
 /// until enough of what is wanted was met.
 const BY_ID_LATER: &str = "id::text COLLATE \"C\"";
+
+/// Jobs that come after this one in the order. By the same expression: else the planner would read all jobs that are older from the
+/// index of ids where it takes them for few.
+fn older(id: JobId, order: &'static str) -> SimpleExpr {
+    match order {
+        BY_ID => Column::Id.lt(id),
+        _ => Expr::cust(order).lt(id.to_string()),
+    }
+}
 
 /// Whether of all live jobs only those that run are wanted.
 fn only_running(states: &[Wanted]) -> bool {
@@ -273,7 +282,6 @@ fn condition(filter: &Filter) -> Condition {
         .add_option((!filter.states.is_empty()).then_some(states))
         .add_option(filter.job_type.as_ref().map(|name| Column::Type.eq(name.as_str())))
         .add_option(filter.tag.as_ref().map(tag))
-        .add_option(filter.before.map(|id| Column::Id.lt(id)))
 }
 
 /// About how long the row is as JSON.

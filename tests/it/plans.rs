@@ -205,6 +205,13 @@ async fn a_list_by_a_tag_that_few_jobs_have_does_not_walk_through_all_that_have_
         assert_eq!(listed.len(), found, "{tag}");
         assert!(read < 1_000, "{read} rows were read for {tag}");
     }
+    // Nor through all of those that are old, which the planner takes for fewer.
+    let old = "SELECT id FROM finished_jobs WHERE tags = '{many}' ORDER BY id OFFSET 4000 LIMIT 1";
+    let (old,) = sqlx::query_as(old).fetch_one(&database).await.unwrap();
+    let filter = Filter { tag: Some("nobody".into()), before: Some(old), ..Filter::default() };
+    let (listed, read) = list(&place, &database, filter).await;
+    assert_eq!(listed.len(), 0);
+    assert!(read < 1_000, "{read} rows were read of those before {old}");
 }
 
 /// A place with finished jobs, so many of each tag and status, that the planner knows of.
