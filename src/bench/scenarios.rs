@@ -21,8 +21,8 @@ use super::{
 
 /// Longest wait for jobs to end.
 pub(super) const PATIENCE: Duration = Duration::from_secs(300);
-/// How often it is asked whether all have ended.
-const LOOK: Duration = Duration::from_millis(25);
+/// Shortest and longest pause before it is asked again whether all have ended.
+const LOOK: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(500)];
 
 /// What happens to jobs while they are enqueued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,8 +220,14 @@ async fn run_all(client: &Client, completed: i64) -> anyhow::Result<()> {
 
 pub(super) async fn until_completed(client: &Client, completed: i64) -> anyhow::Result<()> {
     let waiting = async {
-        while client.counts().await?.completed < completed {
-            tokio::time::sleep(LOOK).await;
+        let (first, began) = (client.counts().await?.completed, Instant::now());
+        let mut now = first;
+        while now < completed {
+            // Half of what it will still take at this pace: to count has its price, which is not the load's.
+            let left = (completed - now) as f64 / (now - first).max(1) as f64;
+            let pause = began.elapsed().mul_f64(left / 2.0);
+            tokio::time::sleep(pause.clamp(LOOK[0], LOOK[1])).await;
+            now = client.counts().await?.completed;
         }
         anyhow::Ok(())
     };
