@@ -114,8 +114,9 @@ macro_rules! suspect {
     };
 }
 
-/// `$4`: also those that are suspects. `$5`: the lease of a run outside, and `$6` its type's timeout, both in ms; NULL: the
-/// lease of the worker counts. `$7`: names this claim, for [`super::held`].
+/// `$1`: ids in order. `$2`: types, and `$8` for each id the place of its type among them; nothing is joined, see
+/// docs/adr/0022. `$4`: also those that are suspects. `$5`: the lease of a run outside, and `$6` its type's timeout, both in ms;
+/// NULL: the lease of the worker counts. `$7`: names this claim, for [`super::held`].
 const CLAIM: &str = concat!(
     r#"
 WITH claimed AS (
@@ -126,8 +127,7 @@ WITH claimed AS (
             clock_timestamp() + least($5::int8, coalesce(j.timeout_ms, $6)) * interval '1 millisecond' END,
         deadline = CASE WHEN $5 IS NOT NULL THEN
             clock_timestamp() + coalesce(j.timeout_ms, $6) * interval '1 millisecond' END
-    FROM unnest($1::uuid[], $2::text[]) AS wanted (id, type)
-    WHERE j.id = wanted.id AND j.type = wanted.type
+    WHERE j.id = ANY ($1::uuid[]) AND j.type = ($2::text[])[($8::int2[])[width_bucket(j.id, $1::uuid[])]]
       AND j.status = 'pending' AND j.run_at <= clock_timestamp() AND j.attempt < j.max_attempts
       AND j.type <> ALL (ARRAY(SELECT type FROM job_types WHERE paused_at IS NOT NULL))
       AND ($4 OR NOT "#,
@@ -281,15 +281,17 @@ impl Store {
         let mut sorted: Vec<_> = wanted.iter().collect();
         sorted.sort();
         sorted.dedup();
+        let (types, places) = types_of(&sorted);
         let counted = "attempt = j.attempt + 1";
         let query = sqlx::query_as(faults::statement(Mutant::AttemptNotCounted, CLAIM, counted, "attempt = j.attempt"))
             .bind(sorted.iter().map(|w| w.0).collect::<Vec<_>>())
-            .bind(sorted.iter().map(|w| w.1.as_str()).collect::<Vec<_>>())
+            .bind(types)
             .bind(worker_id)
             .bind(suspects == Suspects::Taken)
             .bind(lease.map(|lease| lease.lease.as_millis() as i32))
             .bind(lease.map(|lease| lease.timeout.as_millis() as i64))
-            .bind(id);
+            .bind(id)
+            .bind(places);
         let rows: Vec<Claimed> = self.hot_all("claim", query).await?;
         Ok(rows.into_iter().map(|job| (job.id, job)).collect())
     }
@@ -303,6 +305,21 @@ impl Store {
         let rows: Vec<WhyNot> = self.hot_all("why not claimed", sqlx::query_as(WHY_NOT).bind(open)).await?;
         Ok(rows.into_iter().map(|row| (row.id, row)).collect())
     }
+}
+
+/// The types, each once, and for each job the place of its own among them, from 1 on.
+fn types_of<'a>(wanted: &[&'a (JobId, String)]) -> (Vec<&'a str>, Vec<i16>) {
+    let mut types: Vec<&str> = Vec::new();
+    let place = |(_, job_type): &&'a (JobId, String)| {
+        let known = types.iter().position(|known| known == job_type);
+        known.unwrap_or_else(|| {
+            types.push(job_type);
+            types.len() - 1
+        }) as i16
+            + 1
+    };
+    let places = wanted.iter().map(place).collect();
+    (types, places)
 }
 
 fn answers(

@@ -41,26 +41,28 @@ pub enum Recorded {
     LeaseLost,
 }
 
-/// `dead` tells the relay of dead letters. The cast to and from jsonb happens for failures alone.
+/// `$1`: ids in order, `$2` their runs, `$3` their results; nothing is joined, see docs/adr/0022. `may` says which may end so, `final`
+/// how, `errors` with what history, and `dead` tells the relay of dead letters.
 macro_rules! end {
-    (dead: $dead:literal) => {
+    (may: $may:literal, final: $final:literal, errors: $errors:literal, dead: $dead:literal) => {
         concat!(
             r#"
 WITH ended AS (
     DELETE FROM jobs AS j
-    USING unnest($1::uuid[], $2::int8[], $3::text[], $4::text[], $5::text[], $6::text[])
-          AS o (id, run, status, result, message, kind)
-    WHERE j.id = o.id AND j.run = o.run AND j.status = 'processing'
-      AND (o.status <> 'cancelled' OR j.cancel_requested_at IS NOT NULL)
-    RETURNING j.*, o.result AS result, o.message AS message, o.kind AS kind,
-              CASE WHEN o.status = 'failed' AND j.cancel_requested_at IS NOT NULL THEN 'cancelled' ELSE o.status END AS final
+    WHERE j.id = ANY ($1::uuid[]) AND j.run = ($2::int8[])[width_bucket(j.id, $1::uuid[])] AND j.status = 'processing'"#,
+            $may,
+            r#"
+    RETURNING j.*, width_bucket(j.id, $1::uuid[]) AS place, "#,
+            $final,
+            r#" AS final
 ), moved AS (
     INSERT INTO finished_jobs (id, type, status, priority, attempt, max_attempts, run, timeout_ms, tags, idempotency_key,
                                payload, result, errors, progress, worker_id, cancel_reason, created_at, run_at, started_at,
                                finished_at)
-    SELECT id, type, final, priority, attempt, max_attempts, run, timeout_ms, tags, idempotency_key, payload, result::json,
-           CASE WHEN message IS NULL THEN errors ELSE with_error(errors, attempt, message, kind) END,
-           progress, worker_id, cancel_reason, created_at, run_at, started_at, now()
+    SELECT id, type, final, priority, attempt, max_attempts, run, timeout_ms, tags, idempotency_key, payload,
+           ($3::text[])[place]::json, "#,
+            $errors,
+            r#", progress, worker_id, cancel_reason, created_at, run_at, started_at, now()
     FROM ended
 ), counted AS (
     INSERT INTO job_count_deltas (type, status, day, n)
@@ -75,10 +77,20 @@ SELECT id, final FROM ended"#
     };
 }
 
-/// For batches in which nothing failed: a look at each row less.
-const END_WELL: &str = end!(dead: "");
+/// For batches of completed jobs, which most are.
+const END_WELL: &str = end!(may: "", final: "'completed'", errors: "errors", dead: "");
 
+/// `$4`: the statuses; `$5` and `$6`: messages and kinds of failures.
 const END: &str = end!(
+    may: r#"
+      AND (($4::text[])[width_bucket(j.id, $1::uuid[])] <> 'cancelled' OR j.cancel_requested_at IS NOT NULL)"#,
+    final: r#"
+              CASE WHEN ($4::text[])[width_bucket(j.id, $1::uuid[])] = 'failed' AND j.cancel_requested_at IS NOT NULL THEN 'cancelled'
+                   ELSE ($4::text[])[width_bucket(j.id, $1::uuid[])] END"#,
+    // The cast to and from jsonb happens for failures alone.
+    errors: r#"
+           CASE WHEN ($5::text[])[place] IS NULL THEN errors
+                ELSE with_error(errors, attempt, ($5::text[])[place], ($6::text[])[place]) END"#,
     dead: r#", dead AS (
     INSERT INTO outbox (id, kind, publish_at, job_ids, targets)
     SELECT gen_random_uuid(), 'dead-letter', now(), array_agg(id), array_agg(type || '.' || run)
@@ -89,13 +101,15 @@ const END: &str = end!(
 const BACK: &str = r#"
 WITH back AS (
     UPDATE jobs AS j
-    SET status = 'pending', worker_id = NULL, lease_until = NULL, lease_ms = NULL, deadline = NULL, attempt = j.attempt - o.give_back,
-        run_at = clock_timestamp() + o.delay_us * interval '1 microsecond',
-        errors = CASE WHEN o.message IS NULL THEN j.errors ELSE with_error(j.errors, j.attempt, o.message, o.kind) END
-    FROM unnest($1::uuid[], $2::int8[], $3::int2[], $4::int8[], $5::text[], $6::text[], $7::bool[])
-         AS o (id, run, give_back, delay_us, message, kind, rearm)
-    WHERE j.id = o.id AND j.run = o.run AND j.status = 'processing' AND j.cancel_requested_at IS NULL
-    RETURNING j.id, j.type, j.priority, j.run_at, o.rearm
+    SET status = 'pending', worker_id = NULL, lease_until = NULL, lease_ms = NULL, deadline = NULL,
+        attempt = j.attempt - ($3::int2[])[width_bucket(j.id, $1::uuid[])],
+        run_at = clock_timestamp() + ($4::int8[])[width_bucket(j.id, $1::uuid[])] * interval '1 microsecond',
+        errors = CASE WHEN ($5::text[])[width_bucket(j.id, $1::uuid[])] IS NULL THEN j.errors
+                      ELSE with_error(j.errors, j.attempt, ($5::text[])[width_bucket(j.id, $1::uuid[])],
+                                      ($6::text[])[width_bucket(j.id, $1::uuid[])]) END
+    WHERE j.id = ANY ($1::uuid[]) AND j.run = ($2::int8[])[width_bucket(j.id, $1::uuid[])] AND j.status = 'processing'
+      AND j.cancel_requested_at IS NULL
+    RETURNING j.id, j.type, j.priority, j.run_at, ($7::bool[])[width_bucket(j.id, $1::uuid[])] AS rearm
 ), counted AS (
     INSERT INTO job_count_deltas (type, status, day, n)
     SELECT type, change.status, 'epoch', change.sign * n
@@ -110,7 +124,7 @@ WITH back AS (
 SELECT id FROM back"#;
 
 /// What keeps a run that was replaced from writing.
-const FENCE: &str = "AND j.run = o.run";
+const FENCE: &str = "AND j.run = ($2::int8[])[width_bucket(j.id, $1::uuid[])]";
 
 const READ_BACK: &str = "SELECT id, run, status FROM all_jobs WHERE id = ANY($1)";
 
@@ -139,12 +153,15 @@ impl Store {
     /// As for every statement. [`Error::Rejected`] means that one of the outcomes can't be stored: split the batch.
     pub async fn finish(&self, batch: &[Settlement], retried: Retried) -> Result<Vec<Recorded>, Error> {
         let mut recorded: HashMap<JobId, Status> = HashMap::new();
-        let backs: Vec<Back> = batch.iter().filter_map(back).collect();
+        let mut backs: Vec<Back> = batch.iter().filter_map(back).collect();
+        // As the statements need them. Of two runs of a job the later one counts, if any.
+        backs.sort_by_key(|back| (back.id, back.run));
         for id in self.send_back(&backs).await? {
             recorded.insert(id, Status::Pending);
         }
         // What could not go back to pending was cancelled meanwhile, or was lost.
-        let ends: Vec<End> = batch.iter().filter(|s| !recorded.contains_key(&s.id)).map(end).collect();
+        let mut ends: Vec<End> = batch.iter().filter(|s| !recorded.contains_key(&s.id)).map(end).collect();
+        ends.sort_by_key(|end| (end.id, end.run));
         for (id, status) in self.end(&ends).await? {
             recorded.insert(id, status);
         }
@@ -169,16 +186,20 @@ impl Store {
         if ends.is_empty() {
             return Ok(Vec::new());
         }
-        let end = if ends.iter().any(|e| e.status == Status::Failed) { END } else { END_WELL };
+        let well = ends.iter().all(|e| e.status == Status::Completed);
+        let end = if well { END_WELL } else { END };
         let end = faults::statement(Mutant::NoFence, end, FENCE, "");
         let end = faults::statement(Mutant::CountsSkewed, end, "'epoch', -n", "'epoch', 0");
-        let query = sqlx::query_as(end)
+        let mut query = sqlx::query_as(end)
             .bind(ends.iter().map(|e| e.id).collect::<Vec<_>>())
             .bind(ends.iter().map(|e| e.run).collect::<Vec<_>>())
-            .bind(ends.iter().map(|e| e.status.as_str()).collect::<Vec<_>>())
-            .bind(ends.iter().map(|e| e.result.map(RawValue::get)).collect::<Vec<_>>())
-            .bind(ends.iter().map(|e| e.failure.map(|f| f.message.as_str())).collect::<Vec<_>>())
-            .bind(ends.iter().map(|e| e.failure.map(|f| f.kind.as_str())).collect::<Vec<_>>());
+            .bind(ends.iter().map(|e| e.result.map(RawValue::get)).collect::<Vec<_>>());
+        if !well {
+            query = query
+                .bind(ends.iter().map(|e| e.status.as_str()).collect::<Vec<_>>())
+                .bind(ends.iter().map(|e| e.failure.map(|f| f.message.as_str())).collect::<Vec<_>>())
+                .bind(ends.iter().map(|e| e.failure.map(|f| f.kind.as_str())).collect::<Vec<_>>());
+        }
         let rows: Vec<(Uuid, String)> = self.hot_all("record outcomes", query).await?;
         Ok(rows.into_iter().filter_map(|(id, status)| Some((id, status.parse().ok()?))).collect())
     }

@@ -17,7 +17,7 @@ pub struct Note {
 const WRITE: &str = r#"
 UPDATE jobs AS j SET progress = coalesce(n.progress::json, j.progress), checkpoint = coalesce(n.checkpoint::json, j.checkpoint)
 FROM unnest($1::uuid[], $2::int8[], $3::text[], $4::text[]) AS n (id, run, progress, checkpoint)
-WHERE j.id = n.id AND j.run = n.run AND j.status = 'processing' RETURNING j.id"#;
+WHERE j.id = ANY ($1) AND j.id = n.id AND j.run = n.run AND j.status = 'processing' RETURNING j.id"#;
 
 impl Store {
     /// Writes notes; those of runs that have lost their lease change nothing.

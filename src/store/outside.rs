@@ -36,7 +36,7 @@ UPDATE jobs AS j
 SET lease_until = coalesce(least(clock_timestamp() + j.lease_ms * interval '1 millisecond', j.deadline), j.lease_until),
     progress = coalesce(s.progress::json, j.progress), checkpoint = coalesce(s.checkpoint::json, j.checkpoint)
 FROM unnest($1::uuid[], $2::int8[], $3::text[], $4::text[]) AS s (id, run, progress, checkpoint)
-WHERE j.id = s.id AND j.run = s.run AND j.status = 'processing' AND j.lease_until IS NOT NULL
+WHERE j.id = ANY ($1) AND j.id = s.id AND j.run = s.run AND j.status = 'processing' AND j.lease_until IS NOT NULL
   AND ($5::text IS NULL OR j.type = $5)
 RETURNING j.id, j.type, j.attempt, coalesce(j.worker_id, ''), j.cancel_requested_at IS NOT NULL"#;
 

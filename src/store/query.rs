@@ -96,11 +96,11 @@ impl Store {
         budget: usize,
     ) -> Result<Page, Error> {
         self.check_migrated()?;
-        let wanted = |order| condition(filter).add_option(filter.before.map(|id| older(id, order)));
+        let wanted = |order: Order| condition(filter).add_option(filter.before.map(|id| order.after(id)));
         // An offset counts over both. Else each half by itself: the planner believes that it can merge them row by row, and
         // then reads all of a half in which next to nothing fits, to find the first that does.
         if offset > 0 {
-            return within("list jobs", self.page(wanted(BY_ID), BY_ID, limit, offset, include, budget)).await;
+            return within("list jobs", self.page(wanted(Order::Id), Order::Id, limit, offset, include, budget)).await;
         }
         let rare = match &filter.tag {
             Some(tag) => !within("list jobs", self.is_common(tag, limit)).await?,
@@ -112,7 +112,11 @@ impl Store {
                 let among = Column::Status.is_in(statuses.iter().map(|status| status.as_str()));
                 let looked_up = statuses == LIVE.as_slice() && only_running(&filter.states);
                 let candidates = looked_up.then(|| Expr::cust(held::CANDIDATES));
-                let order = if looked_up || rare { BY_ID_LATER } else { BY_ID };
+                let order = match &filter.job_type {
+                    _ if looked_up || rare => Order::Later,
+                    Some(_) if statuses == LIVE.as_slice() && by_status_alone(filter) => Order::WithinType,
+                    _ => Order::Id,
+                };
                 let wanted = wanted(order).add(among).add_option(candidates);
                 self.page(wanted, order, limit, 0, include, budget)
             })
@@ -147,7 +151,7 @@ impl Store {
     async fn page(
         &self,
         wanted: Condition,
-        order: &'static str,
+        order: Order,
         limit: u64,
         offset: u64,
         include: Include,
@@ -155,7 +159,7 @@ impl Store {
     ) -> Result<Page, Error> {
         let failed = |e| Error::orm("list jobs", e);
         let db = self.orm();
-        let select = columns(include).filter(wanted).order_by_desc(Expr::cust(order)).limit(limit + 1).offset(offset);
+        let select = columns(include).filter(wanted).order_by_desc(order.by()).limit(limit + 1).offset(offset);
         let mut rows = select.stream(&db).await.map_err(failed)?;
         let mut page = Filling::new(limit, budget);
         while let Some(row) = rows.try_next().await.map_err(failed)? {
@@ -167,18 +171,40 @@ impl Store {
     }
 }
 
-const BY_ID: &str = "id";
-/// The same order, of which no index knows: what another index has found is put in order, instead of reading all jobs in order
-/// until enough of what is wanted was met.
-const BY_ID_LATER: &str = "id::text COLLATE \"C\"";
+/// The newest first: always the same order, said in ways of which different indexes know.
+#[derive(Clone, Copy, Debug)]
+enum Order {
+    Id,
+    /// As the index of live jobs by type has it.
+    WithinType,
+    /// As no index has it: what another index has found is put in order, instead of reading all jobs in order until enough of what
+    /// is wanted was met.
+    Later,
+}
 
-/// Jobs that come after this one in the order. By the same expression: else the planner would read all jobs that are older from the
-/// index of ids where it takes them for few.
-fn older(id: JobId, order: &'static str) -> SimpleExpr {
-    match order {
-        BY_ID => Column::Id.lt(id),
-        _ => Expr::cust(order).lt(id.to_string()),
+impl Order {
+    fn by(self) -> SimpleExpr {
+        Expr::cust(match self {
+            Self::Id => "id",
+            Self::WithinType => "uuid_send(id)",
+            Self::Later => "id::text COLLATE \"C\"",
+        })
     }
+
+    /// Jobs that come after this one. By the same expression: else the planner would read all jobs that are older from the index of
+    /// ids where it takes them for few.
+    fn after(self, id: JobId) -> SimpleExpr {
+        match self {
+            Self::Id => Column::Id.lt(id),
+            Self::WithinType => self.by().lt(id.as_bytes().to_vec()),
+            Self::Later => self.by().lt(id.to_string()),
+        }
+    }
+}
+
+/// Whether nothing is asked that another index knows better than the one by type.
+fn by_status_alone(filter: &Filter) -> bool {
+    filter.tag.is_none() && filter.states.iter().all(|wanted| matches!(wanted, Wanted::Status(_)))
 }
 
 /// Whether of all live jobs only those that run are wanted.

@@ -8,6 +8,7 @@ use queue_service::{
         claim::Claim,
         enqueue::{Due, Enqueued, Key, NewJob},
         finish::{Retried, Settlement, WakeUp},
+        notes::Note,
         query::{Filter, Include, Wanted},
         sweep,
     },
@@ -100,6 +101,74 @@ async fn no_statement_of_the_hot_path_walks_through_a_table() {
     .await;
     let walked: Vec<_> = tables.iter().filter(|(_, walks, _)| *walks > 0).collect();
     assert!(walked.is_empty(), "{walked:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_are_found_by_id_also_when_the_table_was_empty_at_its_last_vacuum() {
+    const WAITING: usize = 3_000;
+    let (place, database) = place_with(&[]).await;
+    let leave = "
+        INSERT INTO jobs (id, type, max_attempts, payload) SELECT uuid_v7(), 'probe', 1, '{}' FROM generate_series(1, 10000);
+        DELETE FROM jobs";
+    sqlx::raw_sql(leave).execute(&database).await.unwrap();
+    sqlx::raw_sql("VACUUM jobs").execute(&database).await.unwrap();
+
+    let store = place.store().await;
+    let jobs: Vec<NewJob> = (0..WAITING).map(plain).collect();
+    for jobs in jobs.chunks(1000) {
+        store.enqueue(jobs, HOUR).await.unwrap();
+    }
+    for some in jobs.chunks(20).take(8) {
+        let wanted: Vec<_> = some.iter().map(|job| (job.id, "probe".to_owned())).collect();
+        let mut left = store.claim(&wanted, "worker").await.unwrap().claims.into_iter();
+        let note = Note { id: some[0].id, run: 1, progress: Some("{}".into()), checkpoint: None };
+        store.write_notes(vec![note]).await.unwrap();
+        let failure = || Failure::retry("no");
+        let ends: [&dyn Fn() -> Verdict; 3] = [
+            &|| Verdict::Complete { result: RawValue::from_string("1".into()).unwrap() },
+            &|| Verdict::DeadLetter { failure: failure() },
+            &|| Verdict::Retry { failure: failure(), delay: Duration::ZERO },
+        ];
+        for end in ends {
+            let settle = |claim| {
+                let Claim::Won(job) = claim else { panic!("{claim:?}") };
+                Settlement { id: job.id, run: job.run, verdict: end(), wake_up: WakeUp::NotNeeded }
+            };
+            let settlements: Vec<_> = left.by_ref().take(6).map(settle).collect();
+            store.finish(&settlements, Retried::No).await.unwrap();
+        }
+    }
+    store.cancel(jobs[WAITING - 1].id, None, None).await.unwrap();
+    // What connections have counted is told when they end.
+    store.close().await;
+
+    let read = "SELECT sum(idx_tup_read)::int8, (SELECT n_tup_upd FROM pg_stat_user_tables WHERE relname = 'jobs')
+                FROM pg_stat_user_indexes WHERE relname = 'jobs'";
+    let read = crate::harness::until(async || {
+        let (read, updates): (i64, i64) = counted(&database, read).await[0];
+        (updates >= 8 * 20).then_some(read)
+    })
+    .await;
+    assert!(read < WAITING as i64, "{read} index entries were read");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_by_type_reads_nothing_of_other_types() {
+    let (place, database) = place_with(&[]).await;
+    let waiting =
+        "INSERT INTO jobs (id, type, max_attempts, payload) SELECT uuid_v7(), $1, 1, '{}' FROM generate_series(1, $2)";
+    for (job_type, jobs) in [("probe", 200), ("other", 20_000)] {
+        sqlx::query(waiting).bind(job_type).bind(jobs).execute(&database).await.unwrap();
+    }
+    sqlx::query("ANALYZE").execute(&database).await.unwrap();
+    let mut filter = Filter { job_type: Some("probe".into()), ..Filter::default() };
+    for page in 0..4 {
+        let (listed, read) = list(&place, &database, filter.clone()).await;
+        assert_eq!(listed.len(), 50, "page {page}");
+        assert!(listed.is_sorted_by(|newer, older| newer > older) && filter.before.is_none_or(|last| listed[0] < last));
+        assert!(read < 200, "{read} rows were read for page {page}");
+        filter.before = listed.last().copied();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
