@@ -118,6 +118,7 @@ impl Relay {
 
     /// Until the next row is due, but not longer than `period`, since other replicas write rows as well.
     async fn pause(&self, period: Duration) -> Duration {
+        // Nothing was taken, however much is due.
         if !self.0.broker.is_connected() {
             return period;
         }

@@ -11,6 +11,8 @@ use super::{Deps, Error, repeat};
 
 /// What is deleted in this time at full speed makes a list no slower than it may be.
 const PERIOD: Duration = Duration::from_secs(5);
+/// Pause when a vacuum has not helped, since somebody's long transaction may still see the rows: to read them again would be in vain.
+const IN_VAIN: Duration = Duration::from_secs(60);
 
 pub(super) async fn work(deps: Deps, stop: CancellationToken) {
     repeat("vacuum", PERIOD, &stop, || run_once(&deps)).await;
@@ -20,6 +22,9 @@ async fn run_once(deps: &Deps) -> Result<(), Error> {
     let store = &deps.store;
     if store.wants_vacuum().await? && store.take_turn("vacuum", PERIOD).await? {
         store.vacuum().await?;
+        if store.wants_vacuum().await? {
+            tokio::time::sleep(IN_VAIN).await;
+        }
     }
     Ok(())
 }

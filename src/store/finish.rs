@@ -125,6 +125,8 @@ SELECT id FROM back"#;
 
 /// What keeps a run that was replaced from writing.
 const FENCE: &str = "AND j.run = ($2::int8[])[width_bucket(j.id, $1::uuid[])]";
+/// For the deliberate bug without it; what is bound must be spoken of.
+const NO_FENCE: &str = "AND $2::int8[] IS NOT NULL";
 
 const READ_BACK: &str = "SELECT id, run, status FROM all_jobs WHERE id = ANY($1)";
 
@@ -188,7 +190,7 @@ impl Store {
         }
         let well = ends.iter().all(|e| e.status == Status::Completed);
         let end = if well { END_WELL } else { END };
-        let end = faults::statement(Mutant::NoFence, end, FENCE, "");
+        let end = faults::statement(Mutant::NoFence, end, FENCE, NO_FENCE);
         let end = faults::statement(Mutant::CountsSkewed, end, "'epoch', -n", "'epoch', 0");
         let mut query = sqlx::query_as(end)
             .bind(ends.iter().map(|e| e.id).collect::<Vec<_>>())
@@ -209,7 +211,7 @@ impl Store {
             return Ok(Vec::new());
         }
         let micros = |d: Duration| i64::try_from(d.as_micros()).unwrap_or(i64::MAX / 2);
-        let query = sqlx::query_as(faults::statement(Mutant::NoFence, BACK, FENCE, ""))
+        let query = sqlx::query_as(faults::statement(Mutant::NoFence, BACK, FENCE, NO_FENCE))
             .bind(backs.iter().map(|b| b.id).collect::<Vec<_>>())
             .bind(backs.iter().map(|b| b.run).collect::<Vec<_>>())
             .bind(backs.iter().map(|b| b.attempts_returned).collect::<Vec<_>>())
