@@ -134,7 +134,8 @@ pub(super) async fn latency_beside(
     let (started, completed) = (seen(started), seen(completed));
     let sample = stage.sample();
     let mut request = client.request();
-    if stage.is_own() {
+    // Where the answer can be read.
+    if stage.servers().is_some() {
         request["payload"]["when"] = true.into();
     }
     let body = Bytes::from(request.to_string());
@@ -163,9 +164,13 @@ pub(super) async fn latency_beside(
     let answered = sent.iter().map(|(id, _, answered)| (id.clone(), *answered)).collect();
     let began = began(stage, sent.iter().map(|(id, ..)| id)).await?;
     let mut rows = Vec::new();
-    let seen = [("answered", Some(answered)), ("started", began), ("told of the start", Some(started))];
-    for (name, times) in seen.into_iter().chain([("told of the end", Some(completed))]) {
-        let Some(times) = times else { continue };
+    let seen = [
+        ("answered", Some(answered)),
+        ("started", began),
+        ("told of the start", Some(started)),
+        ("told of the end", Some(completed)),
+    ];
+    for (name, times) in seen.into_iter().filter_map(|(name, times)| Some((name, times?))) {
         let mut latency = histogram();
         for (id, due, _) in &sent {
             let at = times.get(id).with_context(|| format!("job {id}: {name} is missing"))?;
