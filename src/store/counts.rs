@@ -21,10 +21,27 @@ SELECT type, status, sum(n)::int8 FROM (
     SELECT type, status, n FROM job_counts UNION ALL SELECT type, status, n FROM job_count_deltas
 ) AS c GROUP BY type, status HAVING sum(n) <> 0 ORDER BY type, status"#;
 
-/// By the index on run_at: the first due rows are the oldest, and only as many of them as run now are not pending.
+/// By the index on run_at: the first due rows are the oldest, and only as many of them as run now are not pending. Of one
+/// type all due rows of others are passed by, so this is for types that have many jobs themselves.
 const OLDEST: &str = r#"
 SELECT extract(epoch FROM clock_timestamp() - run_at)::float8 FROM jobs
 WHERE run_at <= clock_timestamp() AND status = 'pending' AND ($1::text IS NULL OR type = $1) ORDER BY run_at LIMIT 1"#;
+
+/// By the index of types, all jobs of one: a maximum over a volatile expression, which can't be had in the order of run_at.
+const OLDEST_OF_FEW: &str = r#"
+SELECT extract(epoch FROM max(clock_timestamp() - run_at))::float8 FROM jobs
+WHERE type = $1 AND run_at <= clock_timestamp() AND status = 'pending'"#;
+
+/// Jobs of a type, waiting and running, that are looked at one by one: about a millisecond.
+const FEW: i64 = 2_000;
+
+/// Among which jobs the oldest is looked for.
+#[derive(Clone, Copy, Debug)]
+pub enum Among<'a> {
+    All,
+    /// Those of one type, which has about so many that wait or run.
+    Type(&'a str, i64),
+}
 
 impl Store {
     /// Folds what has gathered. Returns how many deltas there were.
@@ -45,13 +62,17 @@ impl Store {
         Ok(rows.into_iter().filter_map(|(name, status, n)| Some((name, status.parse().ok()?, n))).collect())
     }
 
-    /// For how many seconds the oldest due job (of a type, when one is given) has waited; `None` when none waits.
+    /// For how many seconds the oldest due job has waited; `None` when none waits.
     ///
     /// # Errors
     /// As for every statement.
-    pub async fn oldest_pending_seconds(&self, job_type: Option<&str>) -> Result<Option<f64>, Error> {
-        let query = sqlx::query_as(OLDEST).bind(job_type);
-        let rows: Vec<(f64,)> = self.read_answer("age of the oldest waiting job", query).await?;
-        Ok(rows.first().map(|row| row.0.max(0.0)))
+    pub async fn oldest_pending_seconds(&self, among: Among<'_>) -> Result<Option<f64>, Error> {
+        let query = match among {
+            Among::All => sqlx::query_as(OLDEST).bind(None::<&str>),
+            Among::Type(name, live) if live > FEW => sqlx::query_as(OLDEST).bind(name),
+            Among::Type(name, _) => sqlx::query_as(OLDEST_OF_FEW).bind(name),
+        };
+        let rows: Vec<(Option<f64>,)> = self.read_answer("age of the oldest waiting job", query).await?;
+        Ok(rows.first().and_then(|row| row.0).map(|seconds| seconds.max(0.0)))
     }
 }

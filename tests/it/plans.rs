@@ -5,7 +5,9 @@ use std::time::Duration;
 use queue_service::{
     job::{Failure, JobType, Priority, Status, Verdict},
     store::{
+        Store,
         claim::Claim,
+        counts::Among,
         enqueue::{Due, Enqueued, Key, NewJob},
         finish::{Retried, Settlement, WakeUp},
         notes::Note,
@@ -172,6 +174,24 @@ async fn a_list_by_type_reads_nothing_of_other_types() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_oldest_job_of_a_type_is_found_without_those_of_others_that_wait_longer() {
+    let (place, database) = place_with(&[]).await;
+    let waiting = "INSERT INTO jobs (id, type, max_attempts, payload, run_at)
+         SELECT uuid_v7(), $1, 1, '{}', now() + $2 * interval '1 second' FROM generate_series(1, $3)";
+    for (job_type, due, jobs) in [("other", -90, 20_000), ("probe", 3600, 100), ("probe", -60, 1)] {
+        sqlx::query(waiting).bind(job_type).bind(due).bind(jobs).execute(&database).await.unwrap();
+    }
+    sqlx::query("ANALYZE").execute(&database).await.unwrap();
+    for (among, least) in [(Among::Type("probe", 101), 60.0), (Among::All, 90.0), (Among::Type("other", 20_000), 90.0)]
+    {
+        let oldest = async |store: &Store| store.oldest_pending_seconds(among).await.unwrap();
+        let (oldest, read) = reading(&place, &database, oldest).await;
+        assert!(oldest.is_some_and(|age| (least..least + 25.0).contains(&age)), "{among:?}: {oldest:?}");
+        assert!(read < 500, "{read} rows were read for {among:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_claim_finds_room_on_the_page_of_its_row_and_goes_into_no_index() {
     let place = Place::new().await;
     let store = place.store().await;
@@ -307,6 +327,13 @@ where
 
 /// A page of a list, and how many rows were read for it.
 async fn list(place: &Place, database: &sqlx::PgPool, filter: Filter) -> (Vec<uuid::Uuid>, i64) {
+    let listed = async |store: &Store| store.list(&filter, 50, 0, Include::default(), 1 << 20).await.unwrap();
+    let (page, read) = reading(place, database, listed).await;
+    (page.rows.iter().map(|row| row.id).collect(), read)
+}
+
+/// What `look` gives, and how many rows of jobs were read for it.
+async fn reading<T>(place: &Place, database: &sqlx::PgPool, look: impl AsyncFnOnce(&Store) -> T) -> (T, i64) {
     let read = async || {
         let sql =
             "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0))::int8, sum(idx_scan)::int8 FROM pg_stat_user_tables
@@ -315,7 +342,7 @@ async fn list(place: &Place, database: &sqlx::PgPool, filter: Filter) -> (Vec<uu
     };
     let before = read().await;
     let store = place.store().await;
-    let page = store.list(&filter, 50, 0, Include::default(), 1 << 20).await.unwrap();
+    let seen = look(&store).await;
     // What connections have counted is told when they end.
     store.close().await;
     let after = crate::harness::until(async || {
@@ -323,5 +350,5 @@ async fn list(place: &Place, database: &sqlx::PgPool, filter: Filter) -> (Vec<uu
         (after.1 > before.1).then_some(after)
     })
     .await;
-    (page.rows.iter().map(|row| row.id).collect(), after.0 - before.0)
+    (seen, after.0 - before.0)
 }
