@@ -37,12 +37,11 @@ impl Sweep {
     /// The database or the broker is away; what was repaired before stays so.
     pub async fn run_once(&self) -> Result<(), Error> {
         self.free_jobs_of_the_dead().await?;
-        if lost::end_outside(&self.0.store, &self.0.broker, self.0.config.worker.cancel_grace).await? > 0 {
-            self.0.relay.notify_one();
-        }
+        let Deps { store, broker, relay, config, .. } = &self.0;
+        lost::end_outside(store, broker, relay, config.worker.cancel_grace).await?;
         self.find_forgotten().await?;
-        self.0.store.forget_dead_workers().await?;
-        self.0.store.forget_held().await?;
+        store.forget_dead_workers().await?;
+        store.forget_held().await?;
         Ok(())
     }
 
@@ -54,11 +53,10 @@ impl Sweep {
         loop {
             let ids = store.held_by_dead_workers(SLICE).await?;
             let freed = if ids.is_empty() { Vec::new() } else { store.release_lost(&ids, WakeUp::Outbox).await? };
-            lost::tell(&self.0.broker, &freed).await;
+            lost::tell(&self.0.broker, &self.0.relay, &freed).await;
             let freed = freed.len();
             if freed > 0 {
                 tracing::warn!("freed {freed} jobs of workers that are gone");
-                self.0.relay.notify_one();
             }
             // Fewer than asked for: these were the last. None freed: somebody else was quicker.
             if freed < SLICE as usize {

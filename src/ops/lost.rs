@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::sync::Notify;
+
 use crate::{
     broker::{
         Broker,
@@ -15,31 +17,34 @@ use crate::{
     },
 };
 
-/// Publishes the end of each lost run. To be called before the next run of the same job is told.
-pub(crate) async fn tell(broker: &Broker, freed: &[Freed]) {
+/// Publishes the end of each lost run, and rings the relay for their wake-ups and dead letters. To be called before the next
+/// run of the same job is told.
+pub(crate) async fn tell(broker: &Broker, relay: &Notify, freed: &[Freed]) {
+    if freed.is_empty() {
+        return;
+    }
     let events: Vec<Event> = freed.iter().map(event).collect();
     broker.emit(&events).await;
+    relay.notify_one();
 }
 
 /// Ends runs outside that are over by the clock: those whose lease is over go to somebody else, and those that did not stop
-/// within `grace` though their job is cancelled are held to be stopped. Gives how many; the relay should be rung then.
-pub(crate) async fn end_outside(store: &Store, broker: &Broker, grace: Duration) -> Result<usize, Error> {
-    let mut all = 0;
+/// within `grace` though their job is cancelled are held to be stopped.
+pub(crate) async fn end_outside(store: &Store, broker: &Broker, relay: &Notify, grace: Duration) -> Result<(), Error> {
     loop {
         let ended = store.ended_outside(SLICE, grace).await?;
         let of = |cancelled: bool| ended.iter().filter(move |row| row.2 == cancelled);
         let lost: Vec<JobId> = of(false).map(|row| row.0).collect();
         let freed = if lost.is_empty() { Vec::new() } else { store.release_lost(&lost, WakeUp::Outbox).await? };
-        tell(broker, &freed).await;
+        tell(broker, relay, &freed).await;
         for (id, run, _) in of(true) {
             end_cancelled(store, broker, *id, *run).await?;
         }
         if !freed.is_empty() {
             tracing::warn!("freed {} jobs that programs outside have not finished in time", freed.len());
         }
-        all += ended.len();
         if ended.len() < SLICE as usize {
-            return Ok(all);
+            return Ok(());
         }
     }
 }

@@ -125,11 +125,7 @@ impl Unheard {
 /// Notes and tells what was won, and what was taken from dead workers for it.
 async fn announce(deps: &Deps, worker_id: &str, held: &Held, runs: &[Arc<Run>], round: Round) -> Vec<Claim> {
     let (claims, freed) = (round.claims, round.freed);
-    if !freed.is_empty() {
-        lost::tell(&deps.broker, &freed).await;
-        // One of them may have ended as a dead letter.
-        deps.relay.notify_one();
-    }
+    lost::tell(&deps.broker, &deps.relay, &freed).await;
     let (mut started, mut won) = (Vec::with_capacity(claims.len()), Vec::with_capacity(claims.len()));
     for (run, claim) in runs.iter().zip(&claims) {
         if let Claim::Won(job) = claim {

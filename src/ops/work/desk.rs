@@ -157,11 +157,7 @@ impl Desk {
                     return Err(e.into());
                 }
             };
-            if !round.freed.is_empty() {
-                lost::tell(broker, &round.freed).await;
-                // One of them may have ended as a dead letter.
-                relay.notify_one();
-            }
+            lost::tell(broker, relay, &round.freed).await;
             for ((id, ack), claim) in messages.iter().zip(round.claims) {
                 match claim {
                     Claim::Won(job) => {
@@ -238,9 +234,7 @@ async fn hand_out(broker: &Broker, waiting: &mut VecDeque<Hand>, mut delivery: D
 /// Leases that are over give work to those who wait, sooner than the sweep would see it.
 async fn end_outside(supplies: &Supplies) {
     let Supplies { store, broker, relay, cancel_grace } = supplies;
-    match lost::end_outside(store, broker, *cancel_grace).await {
-        Ok(0) => {}
-        Ok(_) => relay.notify_one(),
-        Err(e) => tracing::debug!("could not look for leases that are over: {e}"),
+    if let Err(e) = lost::end_outside(store, broker, relay, *cancel_grace).await {
+        tracing::debug!("could not look for leases that are over: {e}");
     }
 }
