@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     checker::{Asked, Wanted, check},
@@ -15,8 +16,11 @@ use super::{
 async fn die_at(point: &'static str) -> Vec<usize> {
     let mut world = World::shared(2, &[], |_| ()).await;
     let driver = Driver::new(&world).await;
+    let reached = CancellationToken::new();
     let load = async {
-        for n in 0..60 {
+        // Until somebody has died of it: a process that starts slowly finds nothing to do after the first ones.
+        let going_on = (0..).take_while(|n| *n < 60 || !reached.is_cancelled());
+        for n in going_on {
             // Every fourth one comes by way of the outbox.
             let mut request =
                 json!({"type": "chaos", "payload": {"ms": 5}, "maxAttempts": 9, "idempotencyKey": n.to_string()});
@@ -29,8 +33,13 @@ async fn die_at(point: &'static str) -> Vec<usize> {
             tokio::time::sleep(Duration::from_millis(40)).await;
         }
     };
-    let step = Step { fault: Fault::CrashAt(point), service: 0, lasts: Duration::ZERO, then: Duration::ZERO };
-    tokio::join!(load, world.carry_out(&step));
+    let lasts = Duration::from_secs(30);
+    let step = Step { fault: Fault::CrashAt(point), service: 0, lasts, then: Duration::ZERO };
+    let strike = async {
+        world.carry_out(&step).await;
+        reached.cancel();
+    };
+    tokio::join!(load, strike);
     assert!(!world.sometimes.is_empty(), "nobody died at {point}");
     let mut history = world.read(None).await;
     history.asked = driver.take().asked;

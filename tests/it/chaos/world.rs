@@ -28,7 +28,7 @@ use crate::{
 
 /// How long all may take to be quiet after the last fault.
 const QUIET: Duration = Duration::from_secs(60);
-/// How long a process that is to die at a point may take to get there.
+/// How long a process that is to die at a point may take to get there, when the step does not allow more.
 const REACH: Duration = Duration::from_secs(4);
 
 pub struct World {
@@ -160,7 +160,7 @@ impl World {
                 assert!(status.success(), "a stop is no failure: {status}\n{}", service.program.log());
                 service.start_again().await;
             }
-            Fault::CrashAt(point) => return self.crash_at(step.service, point).await,
+            Fault::CrashAt(point) => return self.crash_at(step, point).await,
             Fault::KillNats | Fault::WipeNats => {
                 let own = self.own.as_mut().expect("a broker of one's own");
                 own.nats.kill().await;
@@ -192,12 +192,12 @@ impl World {
         true
     }
 
-    async fn crash_at(&mut self, service: usize, point: &'static str) -> bool {
-        let service = &mut self.services[service];
+    async fn crash_at(&mut self, step: &Step, point: &'static str) -> bool {
+        let service = &mut self.services[step.service];
         service.program.kill().await;
         let variables = [("QUEUE_CRASH_AT", PathBuf::from(format!("{point}:2")))];
         service.program = Program::start_with(&["serve"], Some(&service.config), &variables);
-        let reached = service.program.ends_within(REACH).await;
+        let reached = service.program.ends_within(REACH.max(step.lasts)).await;
         if !reached {
             service.program.kill().await;
         }
