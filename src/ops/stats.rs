@@ -12,23 +12,23 @@ impl Ops {
     /// `unavailable` when the database is away.
     pub async fn get_stats(&self, scope: Scope<'_>) -> Result<Stats, ApiError> {
         let counts = self.store.counts().await?.into_iter();
-        let counts = counts.filter(|(name, ..)| scope.is_none_or(|scope| scope.as_str() == name));
-        let types = self.types.now();
-        let unattended = types.unattended.iter().filter(|name| scope.is_none_or(|scope| scope.as_str() == *name));
-        let stats = Stats { unattended: unattended.cloned().collect(), ..tally(counts) };
+        let counts: Vec<_> = counts.filter(|(name, ..)| scope.is_none_or(|scope| scope.as_str() == name)).collect();
+        let of = |status| counts.iter().filter(|count| count.1 == status).map(|count| count.2).sum::<i64>();
+        let (pending, processing) = (of(Status::Pending), of(Status::Processing));
         // A look at the jobs themselves, where the counts can't say it.
-        let oldest = if stats.all.pending > 0 {
-            let live = stats.all.pending + stats.all.processing;
-            let among = scope.map_or(Among::All, |scope| Among::Type(scope.as_str(), live));
+        let oldest = if pending > 0 {
+            let among = scope.map_or(Among::All, |scope| Among::Type(scope.as_str(), pending + processing));
             self.store.oldest_pending_seconds(among).await?
         } else {
             None
         };
-        Ok(Stats { oldest_pending_seconds: oldest.map(|s| (s * 1000.0).round() / 1000.0), ..stats })
+        let types = self.types.now();
+        let unattended = types.unattended.iter().filter(|name| scope.is_none_or(|scope| scope.as_str() == *name));
+        Ok(Stats { unattended: unattended.cloned().collect(), ..tally(counts.into_iter(), oldest) })
     }
 }
 
-fn tally(counts: impl Iterator<Item = (String, Status, i64)>) -> Stats {
+fn tally(counts: impl Iterator<Item = (String, Status, i64)>, oldest_pending_seconds: Option<f64>) -> Stats {
     let mut all = StatusCounts::default();
     let mut by_type = std::collections::BTreeMap::<String, StatusCounts>::new();
     for (name, status, n) in counts {
@@ -43,7 +43,7 @@ fn tally(counts: impl Iterator<Item = (String, Status, i64)>) -> Stats {
         failure_rate: rate(all.failed),
         all,
         by_type,
-        oldest_pending_seconds: None,
+        oldest_pending_seconds: oldest_pending_seconds.map(|s| (s * 1000.0).round() / 1000.0),
         unattended: Vec::new(),
     }
 }
@@ -67,10 +67,11 @@ mod tests {
     #[test]
     fn rates_are_of_the_total_and_zero_of_nothing() {
         let counts = [("a", Status::Completed, 16), ("a", Status::Failed, 1), ("b", Status::Pending, 3)];
-        let stats = tally(counts.into_iter().map(|(t, s, n)| (t.to_owned(), s, n)));
+        let stats = tally(counts.into_iter().map(|(t, s, n)| (t.to_owned(), s, n)), Some(1.23456));
         assert_eq!((stats.total, stats.completion_rate.as_str(), stats.failure_rate.as_str()), (20, "80.00%", "5.00%"));
         assert_eq!(stats.by_type["a"].completed, 16);
-        let none = tally(std::iter::empty());
+        assert_eq!(stats.oldest_pending_seconds, Some(1.235));
+        let none = tally(std::iter::empty(), None);
         assert_eq!((none.completion_rate.as_str(), none.failure_rate.as_str()), ("0.00%", "0.00%"));
     }
 }
