@@ -3,7 +3,7 @@
 //! Invariant: a job's items are written once, however often it runs. The row in `imports` is the proof; it is inserted
 //! first, so that two runs of the same job wait for each other, and committed with the items.
 //!
-//! Uses its own pool and knows nothing of the store; the tables are found by the connection's `search_path`.
+//! Is given a pool, of which it leaves a connection to others, and knows nothing of the store; the tables are found by the connection's `search_path`.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sqlx::PgPool;
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 use uuid::Uuid;
 
 use super::{Faults, Handler, RunContext, clients::answer_by};
@@ -31,6 +31,8 @@ const PROOF_KEPT: Duration = Duration::from_secs(400 * 24 * 3600);
 /// Imports items.
 pub struct BatchImport {
     db: PgPool,
+    /// Taken for each import: they may last, and must leave connections for those who only ask.
+    turns: Semaphore,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -69,12 +71,16 @@ pub struct Output {
 }
 
 impl BatchImport {
+    /// All but one of the pool's connections may import at the same time.
     pub fn new(db: PgPool) -> Self {
-        Self { db }
+        let at_once = db.options().get_max_connections().saturating_sub(1).max(1);
+        Self { db, turns: Semaphore::new(at_once as usize) }
     }
 
-    async fn import(&self, job: JobId, payload: &Payload, time: Duration) -> Result<(i32, i32), sqlx::Error> {
+    async fn import(&self, job: JobId, payload: &Payload, by: Instant) -> Result<(i32, i32), sqlx::Error> {
+        let _turn = self.turns.acquire().await.map_err(|_| sqlx::Error::PoolClosed)?;
         let mut tx = self.db.begin().await?;
+        let time = by.saturating_duration_since(Instant::now());
         // Covers waiting for another import of the same items, too. The pool's own limit is meant for small statements.
         sqlx::query("SELECT set_config('statement_timeout', $1, true)")
             .bind(time.as_millis().max(1).to_string())
@@ -165,8 +171,8 @@ impl Handler for BatchImport {
     }
 
     async fn run(&self, ctx: &RunContext, payload: Payload) -> Result<Output, Failure> {
-        let time = answer_by(ctx, RESERVE).saturating_duration_since(Instant::now());
-        let import = tokio::time::timeout(time, self.import(ctx.job_id, &payload, time));
+        let by = answer_by(ctx, RESERVE);
+        let import = tokio::time::timeout_at(by, self.import(ctx.job_id, &payload, by));
         let result = tokio::select! {
             result = import => result,
             // Dropping the transaction rolls it back.

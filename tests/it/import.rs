@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::start;
+use crate::harness::{start, until};
 
 fn items(ids: std::ops::Range<u32>, data: &str) -> Value {
     ids.map(|id| json!({"id": format!("item-{id}"), "data": {"say": data}})).collect()
@@ -75,5 +75,31 @@ async fn imports_of_the_same_items_at_the_same_time_wait_for_each_other() {
         updated += job["result"]["updated"].as_i64().unwrap();
     }
     assert_eq!((inserted, updated), (300, 2100));
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn imports_that_wait_leave_connections_to_those_who_only_ask() {
+    let (place, service) = start().await;
+    let database = place.database().await;
+    let mut other = database.begin().await.unwrap();
+    let insert =
+        "INSERT INTO imported_items (namespace, id, data, job_id) VALUES ('default', 'item-0', '1', uuid_v7())";
+    sqlx::query(insert).execute(&mut *other).await.unwrap();
+    let mut ids = Vec::new();
+    for _ in 0..10 {
+        ids.push(service.enqueue(json!({"type": "batch-import", "payload": {"items": items(0..1, "mine")}})).await);
+    }
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%imported_items%'";
+    until(async || (sqlx::query_scalar::<_, i64>(waiting).fetch_one(&database).await.unwrap() > 0).then_some(())).await;
+    until(async || (service.call("getStats", json!({})).await["processing"] == 10).then_some(())).await;
+    for id in &ids {
+        assert_eq!(service.job(id).await["status"], "processing");
+    }
+    other.rollback().await.unwrap();
+    for id in &ids {
+        assert_eq!(service.finished(id).await["status"], "completed");
+    }
     service.stop().await;
 }
