@@ -12,12 +12,12 @@ use crate::{
     faults,
     handlers::{Registry, clients::fetch::SetupError, registry},
     http, inbox,
-    ops::{Ops, error::chain},
+    ops::{self, Ops, error::chain},
     outside::{Callers, late},
     rpc,
     store::{self, Store},
     types::{self, Types},
-    worker::{self, Worker},
+    worker::{self, Worker, eager::Eager},
 };
 
 /// Pause between two tries to reach the database at the start.
@@ -99,15 +99,17 @@ impl Service {
         let types = Types::new(config.clone(), &registry, callers.clone())?;
         let relay = Arc::new(Notify::new());
         let intake = TaskTracker::new();
-        let ops = Ops::new(
-            store.clone(),
-            broker.clone(),
-            publisher.clone(),
-            config.clone(),
-            types.clone(),
-            relay.clone(),
-            &intake,
-        );
+        let eager = Eager::default();
+        let deps = ops::Deps {
+            store: store.clone(),
+            broker: broker.clone(),
+            publisher: publisher.clone(),
+            config: config.clone(),
+            types: types.clone(),
+            relay: relay.clone(),
+            eager: eager.clone(),
+        };
+        let ops = Ops::new(deps, &intake);
         let (doors, duties) = (Group::default(), Group::default());
         let mut http = None;
         if config.http.enabled {
@@ -126,6 +128,7 @@ impl Service {
             ops: ops.clone(),
             doors: (doors.stop.clone(), doors.tasks.clone()),
             worker_id,
+            eager,
             duties: duties.tasks.clone(),
             stop: duties.stop.clone(),
             ready: told,
@@ -199,6 +202,7 @@ struct Start {
     /// Ends before the intake does.
     doors: (CancellationToken, TaskTracker),
     worker_id: String,
+    eager: Eager,
     duties: TaskTracker,
     stop: CancellationToken,
     ready: watch::Sender<bool>,
@@ -243,6 +247,7 @@ impl Start {
             config: self.deps.config.clone(),
             types: self.deps.types.clone(),
             relay: self.deps.relay.clone(),
+            eager: self.eager,
         };
         let Some(worker) = cancelled.run_until_cancelled(Worker::start(deps)).await else {
             return Ok(None);

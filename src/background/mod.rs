@@ -5,6 +5,7 @@
 
 mod counts;
 mod dead_letters;
+mod dead_workers;
 mod discovery;
 mod notices;
 mod relay;
@@ -61,6 +62,7 @@ pub fn start(deps: &Deps, stop: &CancellationToken, tasks: &TaskTracker) {
     tasks.spawn(relay::work(deps.clone(), stop.clone()));
     tasks.spawn(topology::work(deps.clone(), stop.clone()));
     tasks.spawn(sweep::work(deps.clone(), stop.clone()));
+    tasks.spawn(dead_workers::work(deps.clone(), stop.clone()));
     tasks.spawn(retention::work(deps.clone(), stop.clone()));
     tasks.spawn(counts::work(deps.clone(), stop.clone()));
     tasks.spawn(vacuum::work(deps.clone(), stop.clone()));

@@ -3,7 +3,10 @@
 //! Written out over the pull protocol, because the client's batches miss reconnects and lose messages together with
 //! heartbeats (tried with async-nats 0.51).
 
-use std::time::{Duration, Instant};
+use std::{
+    str::FromStr,
+    time::{Duration, Instant},
+};
 
 use async_nats::{Message, Subscriber};
 use bytes::Bytes;
@@ -30,6 +33,8 @@ pub struct LanePull {
     messages: Subscriber,
     /// Messages that were asked for and have not come.
     credit: usize,
+    /// What the broker still had when it was heard last, and what was published since.
+    left: usize,
     heard: Instant,
     connects: u64,
     /// Pull again no sooner than this, after the broker said that there is nobody to ask.
@@ -88,6 +93,7 @@ impl LanePull {
             messages: broker.jetstream.subscribe(inbox.clone()).await?,
             inbox,
             credit: 0,
+            left: 0,
             heard: Instant::now(),
             connects: broker.connects(),
             not_before: Instant::now(),
@@ -106,6 +112,16 @@ impl LanePull {
     /// Messages that are on their way.
     pub fn credit(&self) -> usize {
         self.credit
+    }
+
+    /// Messages that are there and have been asked for already; `None`: more are there, or may be.
+    pub fn on_the_way(&self) -> Option<usize> {
+        (self.left <= self.credit && self.credit > 0).then_some(self.left)
+    }
+
+    /// So many were published of which the broker has not told yet.
+    pub fn note_published(&mut self, n: usize) {
+        self.left += n;
     }
 
     /// Asks for `n` more.
@@ -172,7 +188,9 @@ impl LanePull {
             } else {
                 self.credit = self.credit.saturating_sub(1);
                 let subject = message.reply.as_ref().map(ToString::to_string).unwrap_or_default();
-                return Some((message, AckHandle { subject, stamp: self.broker.stamp() }));
+                let ack = AckHandle { subject, stamp: self.broker.stamp() };
+                self.left = ack.left_behind().unwrap_or_default();
+                return Some((message, ack));
             }
         }
     }
@@ -192,7 +210,7 @@ impl LanePull {
         let header = |name: &str| message.headers.as_ref()?.get(name)?.as_str().parse::<usize>().ok();
         match code {
             // Still there, nothing to deliver.
-            100 => {}
+            100 => self.left = 0,
             // No such consumer, or nobody who could know: it is looked for, and made again.
             404 | 503 => {
                 self.broker.suspect();
@@ -234,12 +252,21 @@ pub fn wake_up_body(id: Uuid, target: &str) -> Bytes {
 }
 
 impl AckHandle {
-    /// The message's place in its stream. Source of the form: NATS ADR-15, `$JS.ACK…<delivered>.<stream seq>.…`, with or
-    /// without domain and account before.
+    /// The message's place in its stream. Source of the form: NATS ADR-15, `$JS.ACK…<delivered>.<stream seq>.<consumer
+    /// seq>.<time>.<left>`, with or without domain and account before.
     pub fn stream_sequence(&self) -> Option<u64> {
-        let tokens: Vec<&str> = self.subject.split('.').collect();
-        let at = if tokens.len() >= 11 { 7 } else { 5 };
-        tokens.get(at)?.parse().ok()
+        self.number(5)
+    }
+
+    /// How many messages of its consumer were still to be delivered after this one.
+    fn left_behind(&self) -> Option<usize> {
+        self.number(8)
+    }
+
+    /// The token at this place of the form without domain.
+    fn number<T: FromStr>(&self, at: usize) -> Option<T> {
+        let domain = if self.subject.split('.').count() >= 11 { 2 } else { 0 };
+        self.subject.split('.').nth(at + domain)?.parse().ok()
     }
 
     /// The message has done its work.

@@ -137,6 +137,8 @@ pub struct Worker {
     pub concurrency: usize,
     /// Most messages that are asked for in one pull.
     pub batch: usize,
+    /// Whether a job that is asked for here starts here at once when there is room, without a message.
+    pub eager: bool,
     /// How long a worker may be silent before its jobs are taken over. It reports six times in that span.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String")]
@@ -158,6 +160,7 @@ impl Default for Worker {
             types: Vec::new(),
             concurrency: 100,
             batch: 100,
+            eager: true,
             lease: Duration::from_secs(30),
             drain: Duration::from_secs(30),
             cancel_grace: Duration::from_secs(5),

@@ -36,7 +36,9 @@ async fn lonely(http: config::Http) -> Lonely {
     let publisher = Publisher::start(broker.jetstream.clone()).await.unwrap();
     let callers = Callers::new(&store, &broker, &config, "lonely").unwrap();
     let types = Types::new(config.clone(), &Registry::default(), callers).unwrap();
-    let ops = Ops::new(store, broker, publisher, config.clone(), types, Arc::default(), &tasks);
+    let (relay, eager) = Default::default();
+    let deps = crate::ops::Deps { store, broker, publisher, config: config.clone(), types, relay, eager };
+    let ops = Ops::new(deps, &tasks);
     let panics = Router::new().route("/panics", axum::routing::get(async || -> &'static str { panic!("on purpose") }));
     let address = start(ops, &config.http, panics, stop.clone(), &tasks).await.unwrap();
     Lonely { address, stop, tasks }

@@ -9,7 +9,10 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::error::{ApiError, Code};
+use super::{
+    Deps,
+    error::{ApiError, Code},
+};
 use crate::{
     broker::{
         Broker, Publisher,
@@ -17,13 +20,13 @@ use crate::{
         publish::Outgoing,
         pull::wake_up_body,
     },
-    config::Config,
     faults::{self, Mutant, crash_point},
     flow::{Batcher, Budget, batcher::Size},
     store::{
         ANSWER, Error, Store,
         enqueue::{Batch, Enqueued, NewJob},
     },
+    worker::eager::{Eager, HandOver},
 };
 
 /// Jobs in one statement. More lowers the number of commits but makes each caller wait longer.
@@ -57,26 +60,22 @@ struct Lane {
     publishing: Arc<Semaphore>,
     published: Batcher<Uuid, ()>,
     relay: Arc<Notify>,
+    eager: Eager,
     tasks: TaskTracker,
 }
 
 impl Intake {
-    pub fn start(
-        store: &Store,
-        broker: &Broker,
-        publisher: &Publisher,
-        config: &Config,
-        relay: Arc<Notify>,
-        tasks: &TaskTracker,
-    ) -> Self {
+    pub fn start(deps: &Deps, tasks: &TaskTracker) -> Self {
+        let config = &deps.config;
         let lane = Arc::new(Lane {
-            store: store.clone(),
-            broker: broker.clone(),
-            publisher: publisher.clone(),
+            store: deps.store.clone(),
+            broker: deps.broker.clone(),
+            publisher: deps.publisher.clone(),
             publish_grace: config.background.publish_grace,
             publishing: Arc::new(Semaphore::new(PUBLISHING)),
-            published: clearer(store.clone(), tasks),
-            relay,
+            published: clearer(deps.store.clone(), tasks),
+            relay: deps.relay.clone(),
+            eager: deps.eager.clone(),
             tasks: tasks.clone(),
         });
         let size = Size { weight: BATCH, lanes: 2, enough: ENOUGH, waiting: config.limits.intake };
@@ -171,7 +170,7 @@ impl Lane {
         }
     }
 
-    /// Tells the broker, without the callers waiting for it: their jobs are safe already.
+    /// Tells the worker here and the broker, without the callers waiting for it: their jobs are safe already.
     fn announce(self: &Arc<Self>, jobs: Vec<NewJob>, batch: Batch) {
         let Ok(turn) = self.publishing.clone().try_acquire_owned() else { return };
         if jobs.iter().any(|job| job.due != crate::store::enqueue::Due::Now) {
@@ -191,26 +190,35 @@ impl Lane {
                 .collect();
             // On the same connection and before the wake-ups, so that nobody sees a job start before it was there.
             lane.broker.emit(&events).await;
-            let wake_up = |index: &usize| {
-                let job = &jobs[*index];
-                let target = format!("{}.{}", job.job_type, job.lane());
-                Outgoing {
-                    subject: lane.broker.subjects.wake_up_target(&target),
-                    // The relay's have one. A wake-up that comes twice is refused by its claim. See docs/adr/0020.
-                    message_id: None,
-                    headers: Vec::new(),
-                    body: wake_up_body(job.id, &target),
-                }
-            };
-            let wake_ups: Vec<Outgoing> = batch.due.iter().map(wake_up).collect();
             drop(events);
-            let any = !wake_ups.is_empty();
-            let all_acked = lane.publisher.publish(wake_ups).await.into_iter().all(|acked| acked);
+            let HandOver { turned_away, mut returned } = lane.eager.hand_over(&jobs, &batch.due);
+            let mut all_acked = lane.publish(&jobs, &turned_away).await;
             crash_point("after_publish");
             drop(turn);
-            if any && all_acked {
+            let mut back = Vec::new();
+            while returned.recv_many(&mut back, BATCH).await > 0 {
+                all_acked &= lane.publish(&jobs, &back).await;
+                back.clear();
+            }
+            if !batch.due.is_empty() && all_acked {
                 let _ = lane.published.submit(batch.outbox_id).await;
             }
         });
+    }
+
+    /// Publishes the wake-ups of the jobs at these places; whether the broker has all of them.
+    async fn publish(&self, jobs: &[NewJob], places: &[usize]) -> bool {
+        let wake_up = |place: &usize| {
+            let job = &jobs[*place];
+            let target = format!("{}.{}", job.job_type, job.lane());
+            Outgoing {
+                subject: self.broker.subjects.wake_up_target(&target),
+                // The relay's have one. A wake-up that comes twice is refused by its claim. See docs/adr/0020.
+                message_id: None,
+                headers: Vec::new(),
+                body: wake_up_body(job.id, &target),
+            }
+        };
+        self.publisher.publish(places.iter().map(wake_up).collect()).await.into_iter().all(|acked| acked)
     }
 }

@@ -33,7 +33,10 @@ use crate::{
     job::JobType,
     store::Store,
     types::Types,
-    worker::outcomes::{self, Outcomes},
+    worker::{
+        eager::Eager,
+        outcomes::{self, Outcomes},
+    },
 };
 pub use enqueue::EnqueueOptions;
 pub use error::{ApiError, Code};
@@ -57,6 +60,19 @@ pub struct Ops {
     waits: Arc<tokio::sync::Semaphore>,
 }
 
+/// What the verbs need of the rest of the service.
+pub(crate) struct Deps {
+    pub store: Store,
+    pub broker: Broker,
+    pub publisher: Publisher,
+    pub config: Arc<Config>,
+    pub types: Types,
+    /// Rung when something was written that the relay should see at once.
+    pub relay: Arc<Notify>,
+    /// Takes what may start in this process at once.
+    pub eager: Eager,
+}
+
 /// Which types a caller may see and touch: all, or the one in the subject that he was allowed to use.
 pub type Scope<'a> = Option<&'a JobType>;
 
@@ -64,20 +80,12 @@ pub type Scope<'a> = Option<&'a JobType>;
 const MAX_WAITS: usize = 10_000;
 
 impl Ops {
-    /// `relay` is rung when something was written that the relay should see at once; `tasks` holds what must be
-    /// finished before the process ends.
-    pub fn new(
-        store: Store,
-        broker: Broker,
-        publisher: Publisher,
-        config: Arc<Config>,
-        types: Types,
-        relay: Arc<Notify>,
-        tasks: &TaskTracker,
-    ) -> Self {
-        let intake = intake::Intake::start(&store, &broker, &publisher, &config, relay.clone(), tasks);
-        let outcomes = outcomes::start(&store, tasks);
-        let grace = config.worker.cancel_grace;
+    /// `tasks` holds what must be finished before the process ends.
+    pub(crate) fn new(deps: Deps, tasks: &TaskTracker) -> Self {
+        let intake = intake::Intake::start(&deps, tasks);
+        let outcomes = outcomes::start(&deps.store, tasks);
+        let grace = deps.config.worker.cancel_grace;
+        let Deps { store, broker, publisher, config, types, relay, eager: _ } = deps;
         let desk = Arc::new(work::Desk::new(store.clone(), broker.clone(), relay.clone(), grace, tasks));
         let waits = Arc::new(tokio::sync::Semaphore::new(MAX_WAITS));
         Self { store, broker, publisher, config, types, intake, outcomes, relay, desk, waits }

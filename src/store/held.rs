@@ -4,6 +4,7 @@
 use uuid::Uuid;
 
 use super::{Error, Store};
+use crate::faults::{self, Mutant};
 use crate::job::model::JobId;
 
 /// Which jobs may be running: all that do, and some that have ended a moment ago.
@@ -13,7 +14,35 @@ pub(super) const CANDIDATES: &str =
 const SHORTEN: &str = "UPDATE held h SET job_ids = ARRAY(SELECT id FROM unnest(h.job_ids) AS id WHERE id = ANY($2))
     WHERE h.id = ANY($1) RETURNING h.id";
 
+/// A few rows at a time: each names up to 500 jobs.
+const OF_THE_DEAD: &str = "SELECT h.id, h.job_ids FROM held h
+    WHERE h.worker_id IN (SELECT id FROM workers WHERE expires_at < clock_timestamp()) ORDER BY h.id LIMIT 20";
+
+/// Not of those that have come back meanwhile.
+const REMOVE_OF_THE_DEAD: &str = "DELETE FROM held h USING workers w
+    WHERE h.id = ANY($1) AND w.id = h.worker_id AND w.expires_at < clock_timestamp() RETURNING h.id";
+
 impl Store {
+    /// Some claims of workers whose lease ran out, with the jobs that they may still hold by them.
+    ///
+    /// # Errors
+    /// As for every statement.
+    pub async fn claims_of_dead_workers(&self) -> Result<Vec<(Uuid, Vec<JobId>)>, Error> {
+        if faults::has(Mutant::NoTakeOver) {
+            return Ok(Vec::new());
+        }
+        self.read_all("find claims of dead workers", sqlx::query_as(OF_THE_DEAD)).await
+    }
+
+    /// Removes claims whose jobs were taken from their workers.
+    ///
+    /// # Errors
+    /// As for every statement.
+    pub async fn remove_held_by_dead_workers(&self, claims: &[Uuid]) -> Result<(), Error> {
+        let query = sqlx::query_as(REMOVE_OF_THE_DEAD).bind(claims);
+        self.read_all::<(Uuid,)>("remove claims of dead workers", query).await.map(|_| ())
+    }
+
     /// Removes claims of which nothing is in hand any more.
     ///
     /// # Errors

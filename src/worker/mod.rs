@@ -3,6 +3,7 @@
 //! An ack always follows the commit of the outcome; a worker that lost its lease neither writes nor acks.
 
 mod claims;
+pub(crate) mod eager;
 mod heartbeat;
 mod held;
 mod lineup;
@@ -22,6 +23,7 @@ use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{broker::Broker, config::Config, store::Store, types::Types};
+use eager::Eager;
 use heartbeat::{Heartbeat, Watermarks};
 use running::Running;
 
@@ -36,6 +38,8 @@ pub struct Deps {
     pub types: Types,
     /// Rung when a dead letter was written, so that it is published at once.
     pub relay: Arc<Notify>,
+    /// Where the intake leaves what may start here at once.
+    pub eager: Eager,
 }
 
 /// A worker of this process: all its types, under one lease.

@@ -8,11 +8,14 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Shared, run, slots::Slots, unanswered::Unanswered};
-use crate::{
-    broker::pull::{Delivery, LanePull},
-    types::Known,
+use super::{
+    Shared,
+    eager::{Doorstep, Prompt},
+    run,
+    slots::Slots,
+    unanswered::Unanswered,
 };
+use crate::{broker::pull::LanePull, types::Known};
 
 /// How long a message may wait here for a slot before another worker shall have it.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -27,7 +30,8 @@ pub(crate) struct Puller {
     slots: Slots,
     unanswered: Arc<Unanswered>,
     lanes: [LanePull; 3],
-    waiting: [VecDeque<Delivery>; 3],
+    doorstep: Doorstep,
+    waiting: [VecDeque<Prompt>; 3],
     started: u64,
     full_since: Option<Instant>,
     stop: CancellationToken,
@@ -45,6 +49,7 @@ impl Puller {
         Ok(Self {
             slots: Slots::new(known.settings.concurrency),
             unanswered: Arc::new(Unanswered::new(shared.deps.config.background.max_unanswered)),
+            doorstep: shared.deps.eager.doorstep(&known.handler.job_type),
             known,
             lanes,
             waiting: Default::default(),
@@ -62,17 +67,20 @@ impl Puller {
         let mut is_paused = false;
         types.mark_changed();
         loop {
+            self.take_handed();
             self.start_waiting();
             if !is_paused {
                 self.ask().await;
             }
+            self.doorstep.allow(if is_paused { 0 } else { self.room_for_handed() });
             let [high, normal, low] = &mut self.lanes;
             tokio::select! {
                 biased;
                 _ = self.stop.cancelled() => break,
-                Some(delivery) = high.next() => self.waiting[0].push_back(delivery),
-                Some(delivery) = normal.next() => self.waiting[1].push_back(delivery),
-                Some(delivery) = low.next() => self.waiting[2].push_back(delivery),
+                Some(delivery) = high.next() => self.waiting[0].push_back(Prompt::Message(delivery)),
+                Some(delivery) = normal.next() => self.waiting[1].push_back(Prompt::Message(delivery)),
+                Some(delivery) = low.next() => self.waiting[2].push_back(Prompt::Message(delivery)),
+                _ = self.doorstep.rung() => {}
                 _ = self.slots.changed() => {}
                 Ok(()) = types.changed() => {
                     let was_paused = is_paused;
@@ -83,6 +91,9 @@ impl Puller {
                 }
                 _ = tick.tick() => {
                     self.lanes.iter_mut().for_each(LanePull::tick);
+                    if self.must_withdraw() && self.withdraw().await.is_err() {
+                        break;
+                    }
                     self.hand_on().await;
                 }
             }
@@ -91,27 +102,53 @@ impl Puller {
         self.give_back().await;
     }
 
+    fn take_handed(&mut self) {
+        for handed in self.doorstep.take() {
+            self.waiting[handed.lane() as usize].push_back(Prompt::Handed(handed));
+        }
+        for (lane, turned_away) in self.lanes.iter_mut().zip(self.doorstep.turned_away()) {
+            lane.note_published(turned_away);
+        }
+    }
+
+    /// How many jobs that are asked for here may start here at once: none while others wait, which were there before.
+    fn room_for_handed(&self) -> usize {
+        let any_wait = self.waiting.iter().any(|queue| !queue.is_empty());
+        if any_wait || !self.shared.deps.config.worker.eager {
+            return 0;
+        }
+        let on_the_way: Option<usize> = self.lanes.iter().map(LanePull::on_the_way).sum();
+        let room = self.slots.room().min(self.known.handler.room());
+        on_the_way.map_or(0, |expected| room.saturating_sub(expected))
+    }
+
+    /// Whether messages are asked for that would find no room: jobs that were asked for here took it.
+    fn must_withdraw(&self) -> bool {
+        let asked = self.lanes.iter().any(|lane| lane.credit() > 0);
+        asked && self.slots.room() == 0 && self.waiting.iter().all(VecDeque::is_empty)
+    }
+
     fn start_waiting(&mut self) {
         while self.waiting.iter().any(|queue| !queue.is_empty()) {
             let Some(place) = self.slots.try_take() else {
                 self.full_since.get_or_insert_with(Instant::now);
                 return;
             };
-            let Some(delivery) = self.pick() else { return };
+            let Some(prompt) = self.pick() else { return };
             // Not on the tracker of the batchers: that is waited for after the last run has ended. Boxed, since tokio
             // copies a task's future at every change of its state.
             tokio::spawn(Box::pin(run::carry_out(
                 self.shared.clone(),
                 self.known.clone(),
                 self.unanswered.clone(),
-                delivery,
+                prompt,
                 place,
             )));
         }
         self.full_since = None;
     }
 
-    fn pick(&mut self) -> Option<Delivery> {
+    fn pick(&mut self) -> Option<Prompt> {
         self.started += 1;
         let order = match self.started {
             n if n.is_multiple_of(2 * SHARE) => [2, 0, 1],
@@ -154,6 +191,8 @@ impl Puller {
     /// At the end: what waits, and what is still on its way, goes back at once.
     async fn give_back(&mut self) {
         self.nak_waiting().await;
+        self.doorstep.allow(0);
+        drop(self.doorstep.take());
         let on_its_way = self.lanes.iter().any(|lane| lane.credit() > 0);
         if on_its_way {
             let rest = async {
@@ -168,8 +207,8 @@ impl Puller {
     }
 
     async fn nak_waiting(&mut self) {
-        for delivery in self.waiting.iter_mut().flat_map(|queue| queue.drain(..)) {
-            delivery.split().1.nak(&self.shared.deps.broker, Duration::ZERO).await;
+        for prompt in self.waiting.iter_mut().flat_map(|queue| queue.drain(..)) {
+            prompt.split().1.nak(&self.shared.deps.broker, Duration::ZERO).await;
         }
     }
 }

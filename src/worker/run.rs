@@ -1,4 +1,4 @@
-//! The life of one delivered message: claim, run, settle, record, answer.
+//! The life of one prompt: claim, run, settle, record, answer.
 
 use std::{
     sync::{Arc, PoisonError, atomic::Ordering},
@@ -12,15 +12,13 @@ use tokio::{
 
 use super::{
     Shared,
+    eager::Prompt,
     running::{Run, StopCause},
     slots::{Place, Slot},
     unanswered::Unanswered,
 };
 use crate::{
-    broker::{
-        Broker,
-        pull::{AckHandle, Delivery},
-    },
+    broker::{Broker, pull::AckHandle},
     faults::crash_point,
     handlers::{Ended, RunContext, context::Notes, result},
     job::{Failure, FailureKind, Outcome, Status, Verdict, Work, model::JobId, settle},
@@ -45,21 +43,24 @@ const NEXT_SUSPECT: Duration = Duration::from_millis(500);
 /// How long a claimed job waits for a slot.
 const TURN: Duration = Duration::from_secs(1);
 
-/// Carries out what a message asks for. Returns when it is answered, or when it must not be.
+/// Carries out what a prompt asks for. Returns when it is answered, or when it must not be.
 pub(crate) async fn carry_out(
     shared: Arc<Shared>,
     known: Arc<Known>,
     unanswered: Arc<Unanswered>,
-    delivery: Delivery,
+    prompt: Prompt,
     place: Place,
 ) {
     let broker = &shared.deps.broker;
-    let (wake_up, ack) = delivery.split();
+    let (wake_up, origin) = prompt.split();
     let Ok(wake_up) = wake_up else {
         tracing::warn!("removed a message on a job subject that is no wake-up");
-        return ack.term(broker, "not a wake-up").await;
+        if let Some(message) = origin.message() {
+            message.term(broker, "not a wake-up").await;
+        }
+        return;
     };
-    let run = Arc::new(Run::new(wake_up.id, wake_up.job_type.clone(), ack));
+    let run = Arc::new(Run::new(wake_up.id, wake_up.job_type, origin));
     let key = shared.running.add(run.clone());
     carry_out_tracked(&shared, &known, &unanswered, &run, place).await;
     run.let_go();
@@ -70,7 +71,7 @@ async fn carry_out_tracked(shared: &Arc<Shared>, known: &Known, unanswered: &Una
     let broker = &shared.deps.broker;
     if shared.draining.load(Ordering::SeqCst) {
         run.let_go();
-        return run.ack.nak(broker, Duration::ZERO).await;
+        return run.origin.nak(broker, Duration::ZERO).await;
     }
     let mut claim = shared.claims.submit(run.clone()).await.unwrap_or_default();
     // Held to the end of the run.
@@ -88,9 +89,10 @@ async fn carry_out_tracked(shared: &Arc<Shared>, known: &Known, unanswered: &Una
         Some(Claim::Refused(refused)) => return Box::pin(refuse(shared, run, refused)).await,
         None => {
             run.let_go();
-            return run.ack.nak(broker, LATER).await;
+            return run.origin.nak(broker, LATER).await;
         }
     };
+    run.origin.claimed();
     shared.watermarks.raise(&job);
     let attempt = job.attempt as u16;
 
@@ -109,7 +111,9 @@ async fn carry_out_tracked(shared: &Arc<Shared>, known: &Known, unanswered: &Una
     super::running::write_notes_of(shared, run).await;
     let verdict = settle(attempt, job.max_attempts as u16, &known.settings.retry, outcome, rand::random());
     let told = News::of(&verdict);
-    let in_outbox = |delay: Duration| delay > LONGEST_NAK || !delay.is_zero() && unanswered.runs_short(job.lane());
+    let has_message = run.origin.message().is_some();
+    let in_outbox =
+        |delay: Duration| !has_message || delay > LONGEST_NAK || !delay.is_zero() && unanswered.runs_short(job.lane());
     let (wake_up, delay) = match &verdict {
         Verdict::Retry { delay, .. } | Verdict::HandBack { delay } if in_outbox(*delay) => (WakeUp::Outbox, *delay),
         Verdict::Retry { delay, .. } | Verdict::HandBack { delay } => {
@@ -131,9 +135,9 @@ async fn carry_out_tracked(shared: &Arc<Shared>, known: &Known, unanswered: &Una
                 shared.deps.relay.notify_one();
             }
             if status == Status::Pending && wake_up == WakeUp::NotNeeded {
-                run.ack.nak(broker, delay).await;
+                run.origin.nak(broker, delay).await;
             } else {
-                run.ack.ack(broker).await;
+                run.origin.ack(broker).await;
             }
         }
         // Somebody else holds the job and its message: neither ack nor nak is ours to give.
@@ -157,7 +161,13 @@ async fn slot_for(run: &Run, place: Place) -> Result<Slot, Outcome> {
 
 async fn refuse(shared: &Shared, run: &Run, refused: Refused) {
     run.let_go();
-    put_off(&shared.deps.broker, &run.ack, run.id, refused, shared.deps.config.worker.lease).await;
+    let broker = &shared.deps.broker;
+    match run.origin.message() {
+        Some(message) => put_off(broker, message, run.id, refused, shared.deps.config.worker.lease).await,
+        None if refused == Refused::Over => run.origin.ack(broker).await,
+        // By a message, which can be put off.
+        None => run.origin.nak(broker, Duration::ZERO).await,
+    }
 }
 
 /// Answers a message whose claim was refused. `lease`: how long the holder of a job may be silent.
@@ -273,7 +283,7 @@ async fn leave_outside(shared: &Shared, known: &Known, run: &Arc<Run>, job: &Cla
     run.let_go();
     // Else it is over already, or somebody else's, and the message with it.
     if ours {
-        run.ack.ack(&shared.deps.broker).await;
+        run.origin.ack(&shared.deps.broker).await;
     }
 }
 

@@ -14,12 +14,11 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::Shared;
+use super::{Shared, eager::Origin};
 use crate::{
     broker::{
         Broker,
         events::{Event, EventState},
-        pull::AckHandle,
     },
     handlers::context::Notes,
     store::notes::Note,
@@ -35,11 +34,11 @@ pub(crate) enum StopCause {
     Drain,
 }
 
-/// A handle on one message from its delivery to its answer, and on the run that it may lead to.
+/// A handle on one prompt from its coming to its answer, and on the run that it may lead to.
 pub(crate) struct Run {
     pub id: Uuid,
     pub job_type: String,
-    pub ack: AckHandle,
+    pub origin: Origin,
     /// The handler's token.
     pub token: CancellationToken,
     cause: AtomicU8,
@@ -51,11 +50,11 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    pub fn new(id: Uuid, job_type: String, ack: AckHandle) -> Self {
+    pub fn new(id: Uuid, job_type: String, origin: Origin) -> Self {
         Self {
             id,
             job_type,
-            ack,
+            origin,
             token: CancellationToken::new(),
             cause: AtomicU8::new(0),
             claimed: Mutex::default(),
@@ -89,8 +88,8 @@ impl Run {
 
     async fn keep_alive(&self, broker: &Broker) {
         let alive = *self.keep_alive.lock().unwrap_or_else(PoisonError::into_inner);
-        if alive {
-            self.ack.progress(broker).await;
+        if alive && let Some(message) = self.origin.message() {
+            message.progress(broker).await;
         }
     }
 
@@ -104,7 +103,7 @@ impl Run {
     }
 }
 
-/// All messages in hand. The key is a number of our own: one job may be in hand twice, by two messages.
+/// All prompts in hand. The key is a number of our own: one job may be in hand twice, by two messages.
 #[derive(Default)]
 pub(crate) struct Running {
     runs: Mutex<(u64, HashMap<u64, Arc<Run>>)>,
@@ -128,7 +127,7 @@ impl Running {
         }
     }
 
-    /// The jobs of all messages in hand.
+    /// The jobs of all prompts in hand.
     pub fn ids(&self) -> HashSet<Uuid> {
         self.lock().1.values().map(|run| run.id).collect()
     }

@@ -35,6 +35,8 @@ async fn jobs_are_taken_while_the_disk_of_the_broker_is_full_and_run_when_there_
     let mut nats = OwnNats::on_disk(folder.path(), "full", "", disk);
     nats.start().await;
     place.config.nats.url = nats.url();
+    // Else there would be nothing to store.
+    place.config.worker.eager = false;
     let service = place.start().await;
     let mut ids = accepted(&service, 5).await;
     books::all_ran_once(&place, &service, &ids).await;

@@ -268,6 +268,8 @@ fn keyed(key: &str, note: &str) -> Value {
 async fn start_with_one_slot() -> (Place, Running) {
     let mut place = Place::new().await;
     place.config.types.insert("probe".into(), TypeOverrides { concurrency: Some(1), ..TypeOverrides::default() });
+    // Each job is a message, so that those can be counted.
+    place.config.worker.eager = false;
     let service = place.start().await;
     (place, service)
 }

@@ -58,7 +58,10 @@ async fn without_a_database_no_job_can_be_taken_and_the_process_lives() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_its_stream_jetstream_is_not_well_until_it_is_made_again() {
-    let (_place, service) = start().await;
+    let mut place = Place::new().await;
+    // Else the job would need no stream.
+    place.config.worker.eager = false;
+    let service = place.start().await;
     let name = format!("{}-background-jobs", service.config.nats.prefix);
     async_nats::jetstream::new(service.nats.clone()).delete_stream(name).await.unwrap();
     let id = service.probe(json!({})).await;

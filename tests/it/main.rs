@@ -20,6 +20,7 @@ mod disk;
 mod disk_full;
 mod docs;
 mod drain;
+mod eager;
 mod embed;
 mod enqueue;
 mod events;

@@ -213,6 +213,8 @@ async fn jobs_that_wait_for_their_next_attempt_keep_no_new_ones_from_starting() 
     let mut place = Place::new().await;
     // The broker gives out no more than this, unless some of it is answered.
     place.config.background.max_unanswered = 20;
+    // And it is to have all of them.
+    place.config.worker.eager = false;
     place.config.retry.base = Duration::from_secs(600);
     place.config.retry.max = Duration::from_secs(600);
     let service = place.start().await;
