@@ -52,7 +52,8 @@ async fn serve(ops: Ops, mut pull: LanePull, room: Arc<Semaphore>, stop: Cancell
         tokio::select! {
             biased;
             _ = stop.cancelled() => break,
-            Some((message, ack)) = pull.next_message() => {
+            Some(pulled) = pull.next_message() => {
+                let Some((message, ack)) = pulled else { continue };
                 let Ok(turn) = room.clone().acquire_owned().await else { return };
                 let (ops, done) = (ops.clone(), done.clone());
                 tokio::spawn(async move {

@@ -23,6 +23,8 @@ const EXPIRES: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Silence after which the broker is held to have forgotten our request.
 const SILENCE: Duration = Duration::from_secs(8);
+/// How long a request that was refused is not made again.
+const NOT_AT_ONCE: Duration = Duration::from_millis(250);
 
 /// The open pull requests of this process on one consumer.
 pub struct LanePull {
@@ -37,7 +39,7 @@ pub struct LanePull {
     left: usize,
     heard: Instant,
     connects: u64,
-    /// Pull again no sooner than this, after the broker said that there is nobody to ask.
+    /// Pull again no sooner than this, after a refusal.
     not_before: Instant,
 }
 
@@ -172,25 +174,30 @@ impl LanePull {
         Ok(())
     }
 
-    /// The next message. Pending while there is none; safe to drop and call again. `None`: the client is closed.
-    pub async fn next(&mut self) -> Option<Delivery> {
-        let (message, ack) = self.next_message().await?;
-        Some(Delivery { wake_up: self.parse(&message).ok_or(Garbage), ack })
+    /// The next message, or `Some(None)` when some that were asked for won't come and may be asked for again. Pending while
+    /// there is neither; safe to drop and call again. `None`: the client is closed.
+    pub async fn next(&mut self) -> Option<Option<Delivery>> {
+        let Some((message, ack)) = self.next_message().await? else { return Some(None) };
+        Some(Some(Delivery { wake_up: self.parse(&message).ok_or(Garbage), ack }))
     }
 
     /// As [`LanePull::next`], for messages that are no wake-ups.
-    pub async fn next_message(&mut self) -> Option<(Message, AckHandle)> {
+    pub async fn next_message(&mut self) -> Option<Option<(Message, AckHandle)>> {
         loop {
             let message = self.messages.next().await?;
             self.heard = Instant::now();
             if message.status.is_some() {
+                let credit = self.credit;
                 self.note_status(&message);
+                if self.credit < credit {
+                    return Some(None);
+                }
             } else {
                 self.credit = self.credit.saturating_sub(1);
                 let subject = message.reply.as_ref().map(ToString::to_string).unwrap_or_default();
                 let ack = AckHandle { subject, stamp: self.broker.stamp() };
                 self.left = ack.left_behind().unwrap_or_default();
-                return Some((message, ack));
+                return Some(Some((message, ack)));
             }
         }
     }
@@ -215,12 +222,13 @@ impl LanePull {
             404 | 503 => {
                 self.broker.suspect();
                 self.credit = 0;
-                self.not_before = Instant::now() + Duration::from_millis(250);
+                self.not_before = Instant::now() + NOT_AT_ONCE;
             }
             // Among them "Consumer Deleted"; the count says how much of the request is void.
             409 => {
                 self.broker.suspect();
                 self.credit = header("Nats-Pending-Messages").map_or(0, |left| self.credit.saturating_sub(left));
+                self.not_before = Instant::now() + NOT_AT_ONCE;
             }
             _ => self.credit = header("Nats-Pending-Messages").map_or(0, |left| self.credit.saturating_sub(left)),
         }

@@ -1,5 +1,5 @@
 //! What workers have in hand, by the claims that brought it. Written with each claim ([`super::claim`]); nothing decides by
-//! it, it only tells lists where to look.
+//! it, it only tells lists, and whoever frees the jobs of dead workers, where to look.
 
 use uuid::Uuid;
 

@@ -77,9 +77,9 @@ impl Puller {
             tokio::select! {
                 biased;
                 _ = self.stop.cancelled() => break,
-                Some(delivery) = high.next() => self.waiting[0].push_back(Prompt::Message(delivery)),
-                Some(delivery) = normal.next() => self.waiting[1].push_back(Prompt::Message(delivery)),
-                Some(delivery) = low.next() => self.waiting[2].push_back(Prompt::Message(delivery)),
+                Some(delivery) = high.next() => self.waiting[0].extend(delivery.map(Prompt::Message)),
+                Some(delivery) = normal.next() => self.waiting[1].extend(delivery.map(Prompt::Message)),
+                Some(delivery) = low.next() => self.waiting[2].extend(delivery.map(Prompt::Message)),
                 _ = self.doorstep.rung() => {}
                 _ = self.slots.changed() => {}
                 Ok(()) = types.changed() => {
@@ -198,6 +198,7 @@ impl Puller {
             let rest = async {
                 for lane in &mut self.lanes {
                     while let Ok(Some(delivery)) = tokio::time::timeout(Duration::from_millis(20), lane.next()).await {
+                        let Some(delivery) = delivery else { continue };
                         delivery.split().1.nak(&self.shared.deps.broker, Duration::ZERO).await;
                     }
                 }

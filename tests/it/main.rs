@@ -34,6 +34,7 @@ mod health;
 mod http;
 mod import;
 mod inbox;
+mod lanes;
 mod list;
 mod load;
 mod many;

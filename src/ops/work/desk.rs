@@ -219,7 +219,8 @@ async fn serve(supplies: Supplies, name: String, mut hands: mpsc::Receiver<Hand>
     }
 }
 
-async fn hand_out(broker: &Broker, waiting: &mut VecDeque<Hand>, mut delivery: Delivery) {
+async fn hand_out(broker: &Broker, waiting: &mut VecDeque<Hand>, delivery: Option<Delivery>) {
+    let Some(mut delivery) = delivery else { return };
     while let Some(hand) = waiting.front() {
         delivery = match hand.try_send(delivery) {
             Ok(()) => return,

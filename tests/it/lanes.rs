@@ -1,0 +1,34 @@
+//! Workers ask the broker for messages without a gap, however long none comes.
+
+use std::time::Duration;
+
+use queue_service::{
+    broker::{Broker, pull::LanePull},
+    job::Lane,
+};
+use serde_json::json;
+
+use crate::harness::{Place, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_found_nothing_says_so_and_is_made_again_at_once() {
+    let mut place = Place::new().await;
+    place.config.worker.enabled = false;
+    let service = place.start().await;
+    let broker = Broker::connect(&place.config.nats, &place.config.background).await.unwrap();
+    let [_, mut normal, _] = LanePull::open_all(&broker, "probe").await.unwrap();
+    until(async || broker.is_connected().then_some(())).await;
+    normal.request(1).await;
+    assert_eq!((normal.lane, normal.credit()), (Lane::Normal, 1));
+    // The broker forgets it after five seconds.
+    let lapsed = tokio::time::timeout(Duration::from_secs(20), normal.next()).await.expect("nobody was told");
+    let lapsed = lapsed.unwrap();
+    assert!(lapsed.is_none(), "{lapsed:?}");
+    assert_eq!(normal.credit(), 0);
+    normal.request(1).await;
+    let id = service.enqueue(json!({"type": "probe", "payload": {}})).await;
+    let delivery = normal.next().await.unwrap().unwrap();
+    assert_eq!(delivery.wake_up.unwrap().id.to_string(), id);
+    broker.close().await;
+    service.stop().await;
+}
