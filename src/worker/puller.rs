@@ -111,15 +111,16 @@ impl Puller {
         }
     }
 
-    /// How many jobs that are asked for here may start here at once: none while others wait, which were there before.
+    /// How many jobs that are asked for here may start here at once, or nearly so: none while others wait, which were there before.
     fn room_for_handed(&self) -> usize {
-        let any_wait = self.waiting.iter().any(|queue| !queue.is_empty());
-        if any_wait || !self.shared.deps.config.worker.eager {
+        let mut waiting = self.waiting.iter().flatten();
+        if !self.shared.deps.config.worker.eager || waiting.any(|prompt| matches!(prompt, Prompt::Message(_))) {
             return 0;
         }
+        let in_line: usize = self.waiting.iter().map(VecDeque::len).sum();
         let on_the_way: Option<usize> = self.lanes.iter().map(LanePull::on_the_way).sum();
-        let room = self.slots.room().min(self.known.handler.room());
-        on_the_way.map_or(0, |expected| room.saturating_sub(expected))
+        let room = (self.slots.room() + self.slots.line()).min(self.known.handler.room());
+        on_the_way.map_or(0, |expected| room.saturating_sub(expected + in_line))
     }
 
     /// Whether messages are asked for that would find no room: jobs that were asked for here took it.
@@ -134,6 +135,7 @@ impl Puller {
                 self.full_since.get_or_insert_with(Instant::now);
                 return;
             };
+            self.full_since = None;
             let Some(prompt) = self.pick() else { return };
             // Not on the tracker of the batchers: that is waited for after the last run has ended. Boxed, since tokio
             // copies a task's future at every change of its state.

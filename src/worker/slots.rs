@@ -19,6 +19,10 @@ use tokio::{
 
 /// How long a claimed job is expected to wait for a slot, at most.
 const AHEAD: Duration = Duration::from_millis(10);
+/// How long a job that was handed over may be expected to wait for its place. It is a hint in memory until then.
+const IN_LINE: Duration = Duration::from_millis(50);
+/// Most jobs that wait so, whatever the pace.
+const MOST_IN_LINE: usize = 4000;
 /// Most jobs that are claimed ahead, whatever the pace: a few of the largest statements.
 const MOST_AHEAD: usize = 1000;
 /// Outcomes of one type that may wait to be recorded before no further job is begun.
@@ -83,6 +87,11 @@ impl Slots {
         (inner.free.available_permits() + inner.may_be_ahead()).saturating_sub(inner.ahead.load(Relaxed))
     }
 
+    /// How many jobs may wait here for a place.
+    pub fn line(&self) -> usize {
+        started_within(IN_LINE, self.0.size, self.0.pace()).min(MOST_IN_LINE)
+    }
+
     /// Jobs that it is worth asking the broker for at once, so that a busy worker does not ask for each freed slot.
     pub fn worth_asking(&self) -> usize {
         (self.0.size + self.0.may_be_ahead()) / 4
@@ -96,14 +105,21 @@ impl Slots {
 
 impl Inner {
     fn may_be_ahead(&self) -> usize {
-        ahead(self.size, Duration::from_nanos(self.pace.load(Relaxed)))
+        ahead(self.size, self.pace())
+    }
+
+    fn pace(&self) -> Duration {
+        Duration::from_nanos(self.pace.load(Relaxed))
     }
 }
 
-/// Jobs that `size` handlers of this pace start within [`AHEAD`].
 fn ahead(size: usize, pace: Duration) -> usize {
-    let starts = size as f64 * AHEAD.as_secs_f64() / pace.as_secs_f64().max(1e-6);
-    (starts as usize).min(MOST_AHEAD)
+    started_within(AHEAD, size, pace).min(MOST_AHEAD)
+}
+
+/// Jobs that `size` handlers of this pace start within `span`.
+fn started_within(span: Duration, size: usize, pace: Duration) -> usize {
+    (size as f64 * span.as_secs_f64() / pace.as_secs_f64().max(1e-6)) as usize
 }
 
 impl Place {
@@ -160,6 +176,17 @@ mod tests {
             assert_eq!(ahead(100, pace), expected, "{pace:?}");
         }
         assert_eq!(ahead(100, Duration::from_micros(5)), MOST_AHEAD);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_stands_in_line_for_slow_handlers_and_no_more_than_a_few_statements_for_quick_ones() {
+        let slots = Slots::new(10);
+        assert_eq!(slots.line(), 0);
+        for _ in 0..200 {
+            let Some(place) = slots.try_take() else { panic!("a place was lost") };
+            let _ = place.slot().await.ended();
+        }
+        assert_eq!(slots.line(), MOST_IN_LINE);
     }
 
     #[tokio::test]
