@@ -180,6 +180,10 @@ impl Drop for Handed {
 }
 
 impl Prompt {
+    pub fn is_message(&self) -> bool {
+        matches!(self, Self::Message(_))
+    }
+
     pub fn split(self) -> (Result<WakeUp, Garbage>, Origin) {
         match self {
             Self::Message(delivery) => {

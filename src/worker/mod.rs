@@ -6,6 +6,7 @@ mod claims;
 pub(crate) mod eager;
 mod heartbeat;
 mod held;
+mod line;
 mod lineup;
 pub(crate) mod outcomes;
 mod puller;

@@ -1,7 +1,6 @@
 //! One task per type: asks each lane for as much as there are free slots, and starts what comes.
 
 use std::{
-    collections::VecDeque,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,18 +10,20 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Shared,
     eager::{Doorstep, Prompt},
+    line::Line,
     run,
     slots::Slots,
     unanswered::Unanswered,
 };
-use crate::{broker::pull::LanePull, types::Known};
+use crate::{
+    broker::pull::{Delivery, LanePull},
+    types::Known,
+};
 
 /// How long a message may wait here for a slot before another worker shall have it.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How often the broker is asked how many messages are unanswered.
 const LOOK: Duration = Duration::from_secs(2);
-/// Every so many starts the normal lane goes first, and every twice as many the low one, so that none starves.
-const SHARE: u64 = 10;
 
 pub(crate) struct Puller {
     shared: Arc<Shared>,
@@ -31,8 +32,7 @@ pub(crate) struct Puller {
     unanswered: Arc<Unanswered>,
     lanes: [LanePull; 3],
     doorstep: Doorstep,
-    waiting: [VecDeque<Prompt>; 3],
-    started: u64,
+    waiting: Line,
     full_since: Option<Instant>,
     stop: CancellationToken,
 }
@@ -52,8 +52,7 @@ impl Puller {
             doorstep: shared.deps.eager.doorstep(&known.handler.job_type),
             known,
             lanes,
-            waiting: Default::default(),
-            started: 0,
+            waiting: Line::default(),
             full_since: None,
             stop,
             shared,
@@ -77,9 +76,9 @@ impl Puller {
             tokio::select! {
                 biased;
                 _ = self.stop.cancelled() => break,
-                Some(delivery) = high.next() => self.waiting[0].extend(delivery.map(Prompt::Message)),
-                Some(delivery) = normal.next() => self.waiting[1].extend(delivery.map(Prompt::Message)),
-                Some(delivery) = low.next() => self.waiting[2].extend(delivery.map(Prompt::Message)),
+                Some(delivery) = high.next() => self.take_in(0, delivery),
+                Some(delivery) = normal.next() => self.take_in(1, delivery),
+                Some(delivery) = low.next() => self.take_in(2, delivery),
                 _ = self.doorstep.rung() => {}
                 _ = self.slots.changed() => {}
                 Ok(()) = types.changed() => {
@@ -102,9 +101,15 @@ impl Puller {
         self.give_back().await;
     }
 
+    fn take_in(&mut self, lane: usize, delivery: Option<Delivery>) {
+        if let Some(delivery) = delivery {
+            self.waiting.push(lane, Prompt::Message(delivery));
+        }
+    }
+
     fn take_handed(&mut self) {
         for handed in self.doorstep.take() {
-            self.waiting[handed.lane() as usize].push_back(Prompt::Handed(handed));
+            self.waiting.push(handed.lane() as usize, Prompt::Handed(handed));
         }
         for (lane, turned_away) in self.lanes.iter_mut().zip(self.doorstep.turned_away()) {
             lane.note_published(turned_away);
@@ -113,30 +118,28 @@ impl Puller {
 
     /// How many jobs that are asked for here may start here at once, or nearly so: none while others wait, which were there before.
     fn room_for_handed(&self) -> usize {
-        let mut waiting = self.waiting.iter().flatten();
-        if !self.shared.deps.config.worker.eager || waiting.any(|prompt| matches!(prompt, Prompt::Message(_))) {
+        if !self.shared.deps.config.worker.eager || self.waiting.has_messages() {
             return 0;
         }
-        let in_line: usize = self.waiting.iter().map(VecDeque::len).sum();
         let on_the_way: Option<usize> = self.lanes.iter().map(LanePull::on_the_way).sum();
         let room = (self.slots.room() + self.slots.line()).min(self.known.handler.room());
-        on_the_way.map_or(0, |expected| room.saturating_sub(expected + in_line))
+        on_the_way.map_or(0, |expected| room.saturating_sub(expected + self.waiting.len()))
     }
 
     /// Whether messages are asked for that would find no room: jobs that were asked for here took it.
     fn must_withdraw(&self) -> bool {
         let asked = self.lanes.iter().any(|lane| lane.credit() > 0);
-        asked && self.slots.room() == 0 && self.waiting.iter().all(VecDeque::is_empty)
+        asked && self.slots.room() == 0 && self.waiting.is_empty()
     }
 
     fn start_waiting(&mut self) {
-        while self.waiting.iter().any(|queue| !queue.is_empty()) {
+        while !self.waiting.is_empty() {
             let Some(place) = self.slots.try_take() else {
                 self.full_since.get_or_insert_with(Instant::now);
                 return;
             };
             self.full_since = None;
-            let Some(prompt) = self.pick() else { return };
+            let Some(prompt) = self.waiting.pick() else { return };
             // Not on the tracker of the batchers: that is waited for after the last run has ended. Boxed, since tokio
             // copies a task's future at every change of its state.
             tokio::spawn(Box::pin(run::carry_out(
@@ -150,23 +153,13 @@ impl Puller {
         self.full_since = None;
     }
 
-    fn pick(&mut self) -> Option<Prompt> {
-        self.started += 1;
-        let order = match self.started {
-            n if n.is_multiple_of(2 * SHARE) => [2, 0, 1],
-            n if n.is_multiple_of(SHARE) => [1, 2, 0],
-            _ => [0, 1, 2],
-        };
-        order.into_iter().find_map(|lane| self.waiting[lane].pop_front())
-    }
-
     async fn ask(&mut self) {
         let (free, worth) = (self.slots.room().min(self.known.handler.room()), self.slots.worth_asking());
         let batch = self.shared.deps.config.worker.batch;
         for (place, lane) in self.lanes.iter_mut().enumerate() {
             // What waits here in a lower lane must not get the next slot while something higher waits at the broker.
-            let ahead = usize::from(self.waiting[place + 1..].iter().any(|queue| !queue.is_empty()));
-            let missing = free.max(ahead).saturating_sub(lane.credit() + self.waiting[place].len());
+            let ahead = usize::from(self.waiting.has_lower_than(place));
+            let missing = free.max(ahead).saturating_sub(lane.credit() + self.waiting.messages_of(place));
             if missing > 0 && (lane.credit() == 0 || missing >= worth) {
                 lane.request(missing.min(batch)).await;
             }
@@ -210,7 +203,7 @@ impl Puller {
     }
 
     async fn nak_waiting(&mut self) {
-        for prompt in self.waiting.iter_mut().flat_map(|queue| queue.drain(..)) {
+        for prompt in self.waiting.clear() {
             prompt.split().1.nak(&self.shared.deps.broker, Duration::ZERO).await;
         }
     }
