@@ -100,16 +100,9 @@ impl Service {
         let relay = Arc::new(Notify::new());
         let intake = TaskTracker::new();
         let eager = Eager::default();
-        let deps = ops::Deps {
-            store: store.clone(),
-            broker: broker.clone(),
-            publisher: publisher.clone(),
-            config: config.clone(),
-            types: types.clone(),
-            relay: relay.clone(),
-            eager: eager.clone(),
-        };
-        let ops = Ops::new(deps, &intake);
+        let deps =
+            ops::Deps { store: store.clone(), broker: broker.clone(), publisher, config: config.clone(), types, relay };
+        let ops = Ops::new(deps.clone(), eager.clone(), &intake);
         let (doors, duties) = (Group::default(), Group::default());
         let mut http = None;
         if config.http.enabled {
@@ -119,7 +112,6 @@ impl Service {
         if config.rpc.enabled {
             rpc::start(ops.clone(), &broker, &config, &doors.stop, &doors.tasks).await?;
         }
-        let deps = background::Deps { store: store.clone(), broker: broker.clone(), publisher, config, types, relay };
         let (told, ready) = watch::channel(false);
         let stop_start = CancellationToken::new();
         let start = Start {
@@ -196,7 +188,7 @@ impl Service {
 
 /// What happens once the database answers.
 struct Start {
-    deps: background::Deps,
+    deps: ops::Deps,
     callers: Callers,
     ops: Ops,
     /// Ends before the intake does.

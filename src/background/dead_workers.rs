@@ -4,10 +4,7 @@
 use tokio_util::sync::CancellationToken;
 
 use super::{Deps, Error, repeat};
-use crate::{
-    ops::lost,
-    store::sweep::{SLICE, WakeUp},
-};
+use crate::{ops::lost, store::sweep::SLICE};
 
 pub(super) async fn work(deps: Deps, stop: CancellationToken) {
     // As often as workers report.
@@ -16,10 +13,7 @@ pub(super) async fn work(deps: Deps, stop: CancellationToken) {
 }
 
 async fn run_once(deps: &Deps) -> Result<(), Error> {
-    let store = &deps.store;
-    if !store.has_dead_workers().await? {
-        return Ok(());
-    }
+    let Deps { store, broker, relay, .. } = deps;
     loop {
         let claims = store.claims_of_dead_workers().await?;
         if claims.is_empty() {
@@ -27,10 +21,9 @@ async fn run_once(deps: &Deps) -> Result<(), Error> {
         }
         let jobs: Vec<_> = claims.iter().flat_map(|(_, jobs)| jobs.iter().copied()).collect();
         for slice in jobs.chunks(SLICE as usize) {
-            let freed = store.release_lost(slice, WakeUp::Outbox).await?;
-            lost::tell(&deps.broker, &deps.relay, &freed).await;
-            if !freed.is_empty() {
-                tracing::warn!("freed {} jobs of workers that are gone", freed.len());
+            let freed = lost::free(store, broker, relay, slice).await?;
+            if freed > 0 {
+                tracing::warn!("freed {freed} jobs of workers that are gone");
             }
         }
         let ids: Vec<_> = claims.iter().map(|(id, _)| *id).collect();

@@ -15,33 +15,15 @@ mod topology;
 pub(crate) mod types;
 mod vacuum;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{
-    broker::{self, Broker, Publisher},
-    config::Config,
-    ops::error::chain,
-    store::{self, Store},
-    types::Types,
-};
+pub use crate::ops::Deps;
+use crate::{broker, ops::error::chain, store};
 pub use relay::Relay;
 pub use sweep::Sweep;
 pub use topology::Topology;
-
-/// What the duties need of the rest of the service.
-#[derive(Clone)]
-pub struct Deps {
-    pub store: Store,
-    pub broker: Broker,
-    pub publisher: Publisher,
-    pub config: Arc<Config>,
-    pub types: Types,
-    /// Rung when something was written that the relay should see at once.
-    pub relay: Arc<Notify>,
-}
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Deps, Error, dead_letters, report};
 use crate::{
-    broker::{publish::Outgoing, pull::wake_up_body},
+    broker::publish::Outgoing,
     faults::{self, Mutant, crash_point},
     store::outbox::Row,
 };
@@ -87,11 +87,9 @@ impl Relay {
     async fn publish_wake_ups(&self, rows: Vec<Row>) -> Result<(), Error> {
         let messages = rows.iter().flat_map(|row| {
             let places = row.job_ids.iter().zip(&row.targets).enumerate();
-            places.map(move |(place, (id, target))| Outgoing {
-                subject: self.0.broker.subjects.wake_up_target(target),
-                message_id: Some(format!("{}.{place}", row.id)),
-                headers: Vec::new(),
-                body: wake_up_body(*id, target),
+            places.map(move |(place, (id, target))| {
+                let message_id = Some(format!("{}.{place}", row.id));
+                Outgoing::wake_up(&self.0.broker.subjects, *id, target, message_id)
             })
         });
         let acked = self.0.publisher.publish(messages.collect()).await;

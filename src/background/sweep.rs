@@ -8,11 +8,7 @@ use futures_util::{StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 
 use super::{AT_ONCE, Deps, Error, repeat};
-use crate::{
-    job::Lane,
-    ops::lost,
-    store::sweep::{SLICE, WakeUp},
-};
+use crate::{job::Lane, ops::lost, store::sweep::SLICE};
 
 /// The duty; see the module.
 pub struct Sweep(Deps);
@@ -46,15 +42,13 @@ impl Sweep {
     }
 
     async fn free_jobs_of_the_dead(&self) -> Result<(), Error> {
-        let store = &self.0.store;
+        let Deps { store, broker, relay, .. } = &self.0;
         if !store.has_dead_workers().await? {
             return Ok(());
         }
         loop {
             let ids = store.held_by_dead_workers(SLICE).await?;
-            let freed = if ids.is_empty() { Vec::new() } else { store.release_lost(&ids, WakeUp::Outbox).await? };
-            lost::tell(&self.0.broker, &self.0.relay, &freed).await;
-            let freed = freed.len();
+            let freed = lost::free(store, broker, relay, &ids).await?;
             if freed > 0 {
                 tracing::warn!("freed {freed} jobs of workers that are gone");
             }

@@ -16,6 +16,9 @@ use async_nats::{Client, HeaderMap, HeaderValue, Message};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::{sync::Notify, time::timeout};
+use uuid::Uuid;
+
+use super::{Subjects, pull::wake_up_body};
 
 /// Longest wait for the acknowledgements of a window.
 const ACK: Duration = Duration::from_secs(2);
@@ -33,6 +36,14 @@ pub struct Outgoing {
     /// Further headers; their values are of one line.
     pub headers: Vec<(&'static str, String)>,
     pub body: Bytes,
+}
+
+impl Outgoing {
+    /// A wake-up for a job; `target` is `<type>.<lane>`, as the outbox has it.
+    pub fn wake_up(subjects: &Subjects, id: Uuid, target: &str, message_id: Option<String>) -> Self {
+        let (subject, body) = (subjects.wake_up_target(target), wake_up_body(id, target));
+        Self { subject, message_id, headers: Vec::new(), body }
+    }
 }
 
 /// Publishes to streams. Cheap to clone.

@@ -3,7 +3,8 @@
 //! Invariant: a job's items are written once, however often it runs. The row in `imports` is the proof; it is inserted
 //! first, so that two runs of the same job wait for each other, and committed with the items.
 //!
-//! Is given a pool, of which it leaves a connection to others, and knows nothing of the store; the tables are found by the connection's `search_path`.
+//! Is given a pool, of which it leaves a connection to others, and knows nothing of the store; the tables are found by the
+//! connection's `search_path`.
 
 use std::{collections::HashMap, time::Duration};
 

@@ -36,9 +36,8 @@ async fn lonely(http: config::Http) -> Lonely {
     let publisher = Publisher::start(broker.jetstream.clone()).await.unwrap();
     let callers = Callers::new(&store, &broker, &config, "lonely").unwrap();
     let types = Types::new(config.clone(), &Registry::default(), callers).unwrap();
-    let (relay, eager) = Default::default();
-    let deps = crate::ops::Deps { store, broker, publisher, config: config.clone(), types, relay, eager };
-    let ops = Ops::new(deps, &tasks);
+    let deps = crate::ops::Deps { store, broker, publisher, config: config.clone(), types, relay: Arc::default() };
+    let ops = Ops::new(deps, Default::default(), &tasks);
     let panics = Router::new().route("/panics", axum::routing::get(async || -> &'static str { panic!("on purpose") }));
     let address = start(ops, &config.http, panics, stop.clone(), &tasks).await.unwrap();
     Lonely { address, stop, tasks }

@@ -18,7 +18,6 @@ use crate::{
         Broker, Publisher,
         events::{Event, EventState},
         publish::Outgoing,
-        pull::wake_up_body,
     },
     faults::{self, Mutant, crash_point},
     flow::{Batcher, Budget, batcher::Size},
@@ -65,7 +64,7 @@ struct Lane {
 }
 
 impl Intake {
-    pub fn start(deps: &Deps, tasks: &TaskTracker) -> Self {
+    pub fn start(deps: &Deps, eager: Eager, tasks: &TaskTracker) -> Self {
         let config = &deps.config;
         let lane = Arc::new(Lane {
             store: deps.store.clone(),
@@ -75,7 +74,7 @@ impl Intake {
             publishing: Arc::new(Semaphore::new(PUBLISHING)),
             published: clearer(deps.store.clone(), tasks),
             relay: deps.relay.clone(),
-            eager: deps.eager.clone(),
+            eager,
             tasks: tasks.clone(),
         });
         let size = Size { weight: BATCH, lanes: 2, enough: ENOUGH, waiting: config.limits.intake };
@@ -210,14 +209,8 @@ impl Lane {
     async fn publish(&self, jobs: &[NewJob], places: &[usize]) -> bool {
         let wake_up = |place: &usize| {
             let job = &jobs[*place];
-            let target = format!("{}.{}", job.job_type, job.lane());
-            Outgoing {
-                subject: self.broker.subjects.wake_up_target(&target),
-                // The relay's have one. A wake-up that comes twice is refused by its claim. See docs/adr/0020.
-                message_id: None,
-                headers: Vec::new(),
-                body: wake_up_body(job.id, &target),
-            }
+            // Without a message id: the relay's have one. A wake-up that comes twice is refused by its claim. See docs/adr/0020.
+            Outgoing::wake_up(&self.broker.subjects, job.id, &format!("{}.{}", job.job_type, job.lane()), None)
         };
         self.publisher.publish(places.iter().map(wake_up).collect()).await.into_iter().all(|acked| acked)
     }

@@ -28,6 +28,13 @@ pub(crate) async fn tell(broker: &Broker, relay: &Notify, freed: &[Freed]) {
     relay.notify_one();
 }
 
+/// Takes those of `ids` whose holder is dead from it, and tells. Returns how many.
+pub(crate) async fn free(store: &Store, broker: &Broker, relay: &Notify, ids: &[JobId]) -> Result<usize, Error> {
+    let freed = if ids.is_empty() { Vec::new() } else { store.release_lost(ids, WakeUp::Outbox).await? };
+    tell(broker, relay, &freed).await;
+    Ok(freed.len())
+}
+
 /// Ends runs outside that are over by the clock: those whose lease is over go to somebody else, and those that did not stop
 /// within `grace` though their job is cancelled are held to be stopped.
 pub(crate) async fn end_outside(store: &Store, broker: &Broker, relay: &Notify, grace: Duration) -> Result<(), Error> {
@@ -35,13 +42,12 @@ pub(crate) async fn end_outside(store: &Store, broker: &Broker, relay: &Notify, 
         let ended = store.ended_outside(SLICE, grace).await?;
         let of = |cancelled: bool| ended.iter().filter(move |row| row.2 == cancelled);
         let lost: Vec<JobId> = of(false).map(|row| row.0).collect();
-        let freed = if lost.is_empty() { Vec::new() } else { store.release_lost(&lost, WakeUp::Outbox).await? };
-        tell(broker, relay, &freed).await;
+        let freed = free(store, broker, relay, &lost).await?;
         for (id, run, _) in of(true) {
             end_cancelled(store, broker, *id, *run).await?;
         }
-        if !freed.is_empty() {
-            tracing::warn!("freed {} jobs that programs outside have not finished in time", freed.len());
+        if freed > 0 {
+            tracing::warn!("freed {freed} jobs that programs outside have not finished in time");
         }
         if ended.len() < SLICE as usize {
             return Ok(());

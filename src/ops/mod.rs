@@ -60,8 +60,9 @@ pub struct Ops {
     waits: Arc<tokio::sync::Semaphore>,
 }
 
-/// What the verbs need of the rest of the service.
-pub(crate) struct Deps {
+/// What verbs and duties need of the rest of the service.
+#[derive(Clone)]
+pub struct Deps {
     pub store: Store,
     pub broker: Broker,
     pub publisher: Publisher,
@@ -69,8 +70,6 @@ pub(crate) struct Deps {
     pub types: Types,
     /// Rung when something was written that the relay should see at once.
     pub relay: Arc<Notify>,
-    /// Takes what may start in this process at once.
-    pub eager: Eager,
 }
 
 /// Which types a caller may see and touch: all, or the one in the subject that he was allowed to use.
@@ -80,12 +79,12 @@ pub type Scope<'a> = Option<&'a JobType>;
 const MAX_WAITS: usize = 10_000;
 
 impl Ops {
-    /// `tasks` holds what must be finished before the process ends.
-    pub(crate) fn new(deps: Deps, tasks: &TaskTracker) -> Self {
-        let intake = intake::Intake::start(&deps, tasks);
+    /// `eager` takes what may start in this process at once; `tasks` holds what must be finished before the process ends.
+    pub fn new(deps: Deps, eager: Eager, tasks: &TaskTracker) -> Self {
+        let intake = intake::Intake::start(&deps, eager, tasks);
         let outcomes = outcomes::start(&deps.store, tasks);
         let grace = deps.config.worker.cancel_grace;
-        let Deps { store, broker, publisher, config, types, relay, eager: _ } = deps;
+        let Deps { store, broker, publisher, config, types, relay } = deps;
         let desk = Arc::new(work::Desk::new(store.clone(), broker.clone(), relay.clone(), grace, tasks));
         let waits = Arc::new(tokio::sync::Semaphore::new(MAX_WAITS));
         Self { store, broker, publisher, config, types, intake, outcomes, relay, desk, waits }

@@ -9,7 +9,6 @@ use crate::{
     broker::{
         events::{Event, EventState},
         publish::Outgoing,
-        pull::wake_up_body,
     },
     job::Status,
 };
@@ -37,12 +36,7 @@ impl Ops {
         };
         let job = self.job(scope, id).await?;
         self.broker.emit(&[Event::new(id, &job.r#type, EventState::Enqueued, 0, None)]).await;
-        let wake_up = Outgoing {
-            subject: self.broker.subjects.wake_up_target(&target),
-            message_id: Some(format!("{outbox_id}.0")),
-            headers: Vec::new(),
-            body: wake_up_body(id, &target),
-        };
+        let wake_up = Outgoing::wake_up(&self.broker.subjects, id, &target, Some(format!("{outbox_id}.0")));
         // What is not acknowledged stays in the outbox, and the relay does it.
         if self.publisher.publish(vec![wake_up]).await == [true] {
             let _ = self.store.clear_outbox(vec![outbox_id]).await;

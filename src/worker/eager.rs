@@ -48,9 +48,14 @@ pub(crate) struct Doorstep {
     step: Arc<Step>,
 }
 
-/// A wake-up that was handed over. Dropped before its job was claimed, it goes back to whoever did that.
+/// A wake-up that was handed over.
 pub(crate) struct Handed {
     wake_up: WakeUp,
+    ticket: Ticket,
+}
+
+/// The way back to whoever handed a wake-up over. Dropped before its job was claimed, it tells him.
+pub(crate) struct Ticket {
     place: usize,
     back: Option<mpsc::UnboundedSender<usize>>,
 }
@@ -74,7 +79,7 @@ pub(crate) enum Origin {
     /// The broker, which delivers the message again until it is answered.
     Message(AckHandle),
     /// The intake, until the job is claimed; and then nobody.
-    Intake(Mutex<Option<Handed>>),
+    Intake(Mutex<Option<Ticket>>),
 }
 
 impl Eager {
@@ -85,8 +90,10 @@ impl Eager {
         let is_taken = |place: usize| {
             let job = &jobs[place];
             let Some(step) = steps.get(&job.job_type) else { return false };
-            let wake_up = WakeUp { id: job.id, job_type: job.job_type.to_string(), lane: job.lane() };
-            step.leave(Handed { wake_up, place, back: Some(back.clone()) })
+            step.leave(job.lane(), || Handed {
+                wake_up: WakeUp { id: job.id, job_type: job.job_type.to_string(), lane: job.lane() },
+                ticket: Ticket { place, back: Some(back.clone()) },
+            })
         };
         let turned_away = places.iter().copied().filter(|place| !is_taken(*place)).collect();
         HandOver { turned_away, returned }
@@ -105,16 +112,15 @@ impl Eager {
 }
 
 impl Step {
-    fn leave(&self, mut handed: Handed) -> bool {
+    /// `false`: there is no room for it.
+    fn leave(&self, lane: Lane, handed: impl FnOnce() -> Handed) -> bool {
         let mut state = self.lock();
         if state.room == 0 {
-            state.turned_away[handed.lane() as usize] += 1;
-            // Not to come back: whoever hears that there is no room keeps it.
-            handed.back = None;
+            state.turned_away[lane as usize] += 1;
             return false;
         }
         state.room -= 1;
-        state.left.push(handed);
+        state.left.push(handed());
         drop(state);
         self.rung.notify_one();
         true
@@ -137,6 +143,12 @@ impl Doorstep {
         state.room = room.saturating_sub(state.left.len());
     }
 
+    /// Nothing more may be left, and what lies there goes back.
+    pub fn close(&self) {
+        self.allow(0);
+        drop(self.take());
+    }
+
     /// By lane: how many were turned away since the last call.
     pub fn turned_away(&self) -> [usize; 3] {
         std::mem::take(&mut self.step.lock().turned_away)
@@ -155,8 +167,7 @@ impl Drop for Doorstep {
             steps.remove(&self.job_type);
         }
         drop(steps);
-        self.allow(0);
-        drop(self.take());
+        self.close();
     }
 }
 
@@ -164,13 +175,15 @@ impl Handed {
     pub fn lane(&self) -> Lane {
         self.wake_up.lane
     }
+}
 
+impl Ticket {
     fn claimed(mut self) {
         self.back = None;
     }
 }
 
-impl Drop for Handed {
+impl Drop for Ticket {
     fn drop(&mut self) {
         if let Some(back) = self.back.take() {
             // Whoever handed it over may be gone: then the outbox has it.
@@ -190,7 +203,7 @@ impl Prompt {
                 let (wake_up, ack) = delivery.split();
                 (wake_up, Origin::Message(ack))
             }
-            Self::Handed(handed) => (Ok(handed.wake_up.clone()), Origin::Intake(Mutex::new(Some(handed)))),
+            Self::Handed(Handed { wake_up, ticket }) => (Ok(wake_up), Origin::Intake(Mutex::new(Some(ticket)))),
         }
     }
 }
@@ -206,10 +219,10 @@ impl Origin {
 
     /// To be called when the job is somebody's: without a message nobody has to be told of it any more.
     pub fn claimed(&self) {
-        if let Self::Intake(handed) = self
-            && let Some(handed) = handed.lock().unwrap_or_else(PoisonError::into_inner).take()
+        if let Self::Intake(ticket) = self
+            && let Some(ticket) = take(ticket)
         {
-            handed.claimed();
+            ticket.claimed();
         }
     }
 
@@ -225,22 +238,27 @@ impl Origin {
     pub async fn nak(&self, broker: &Broker, delay: Duration) {
         match self {
             Self::Message(ack) => ack.nak(broker, delay).await,
-            Self::Intake(handed) => drop(handed.lock().unwrap_or_else(PoisonError::into_inner).take()),
+            Self::Intake(ticket) => drop(take(ticket)),
         }
     }
 }
 
+fn take(ticket: &Mutex<Option<Ticket>>) -> Option<Ticket> {
+    ticket.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::{job::Priority, store::enqueue::Due};
 
-    fn job(job_type: &str) -> NewJob {
+    /// A job as the intake has it.
+    pub fn job(job_type: &str, priority: i64) -> NewJob {
         NewJob {
             id: uuid::Uuid::now_v7(),
             job_type: JobType::new(job_type).unwrap(),
             payload: serde_json::value::RawValue::from_string("{}".into()).unwrap(),
-            priority: Priority::default(),
+            priority: Priority::new(priority).unwrap(),
             max_attempts: 3,
             timeout: None,
             due: Due::Now,
@@ -252,7 +270,7 @@ mod tests {
 
     #[test]
     fn as_many_are_taken_as_there_is_room_for_and_the_others_are_counted() {
-        let (eager, jobs) = (Eager::default(), [job("one"), job("two"), job("one"), job("one")]);
+        let (eager, jobs) = (Eager::default(), [job("one", 0), job("two", 0), job("one", 0), job("one", 0)]);
         assert_eq!(eager.hand_over(&jobs, &[0, 1, 2, 3]).turned_away, [0, 1, 2, 3], "nobody works here");
         let step = eager.doorstep(&jobs[0].job_type);
         assert_eq!(eager.hand_over(&jobs, &[0]).turned_away, [0], "nothing was allowed yet");
@@ -269,7 +287,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_not_claimed_comes_back_and_what_is_does_not() {
-        let (eager, jobs) = (Eager::default(), [job("one"), job("one"), job("one")]);
+        let (eager, jobs) = (Eager::default(), [job("one", 0), job("one", 0), job("one", 0)]);
         let step = eager.doorstep(&jobs[0].job_type);
         step.allow(3);
         let HandOver { turned_away, mut returned } = eager.hand_over(&jobs, &[0, 1, 2]);

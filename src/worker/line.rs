@@ -69,30 +69,17 @@ impl Line {
 mod tests {
     use super::*;
     use crate::{
-        job::{JobType, Lane, Priority},
-        store::enqueue::{Due, NewJob},
-        worker::eager::Eager,
+        job::Lane,
+        store::enqueue::NewJob,
+        worker::eager::{Eager, tests::job},
     };
 
     /// So many of each lane, from the highest on.
     fn line(counts: [usize; 3]) -> Line {
-        let job_type = JobType::new("probe").unwrap();
-        let job = |priority| NewJob {
-            id: uuid::Uuid::now_v7(),
-            job_type: job_type.clone(),
-            payload: serde_json::value::RawValue::from_string("{}".into()).unwrap(),
-            priority: Priority::new(priority).unwrap(),
-            max_attempts: 3,
-            timeout: None,
-            due: Due::Now,
-            tags: Vec::new(),
-            key: None,
-            trace: None,
-        };
         let priorities = [1, 0, -1].into_iter().zip(counts).flat_map(|(priority, n)| std::iter::repeat_n(priority, n));
-        let jobs: Vec<NewJob> = priorities.map(job).collect();
+        let jobs: Vec<NewJob> = priorities.map(|priority| job("probe", priority)).collect();
         let (eager, places) = (Eager::default(), (0..jobs.len()).collect::<Vec<_>>());
-        let doorstep = eager.doorstep(&job_type);
+        let doorstep = eager.doorstep(&jobs[0].job_type);
         doorstep.allow(jobs.len());
         eager.hand_over(&jobs, &places);
         let mut line = Line::default();

@@ -186,8 +186,7 @@ impl Puller {
     /// At the end: what waits, and what is still on its way, goes back at once.
     async fn give_back(&mut self) {
         self.nak_waiting().await;
-        self.doorstep.allow(0);
-        drop(self.doorstep.take());
+        self.doorstep.close();
         let on_its_way = self.lanes.iter().any(|lane| lane.credit() > 0);
         if on_its_way {
             let rest = async {

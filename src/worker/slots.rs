@@ -19,12 +19,12 @@ use tokio::{
 
 /// How long a claimed job is expected to wait for a slot, at most.
 const AHEAD: Duration = Duration::from_millis(10);
+/// Most jobs that are claimed ahead, whatever the pace: a few of the largest statements.
+const MOST_AHEAD: usize = 1000;
 /// How long a job that was handed over may be expected to wait for its place. It is a hint in memory until then.
 const IN_LINE: Duration = Duration::from_millis(50);
 /// Most jobs that wait so, whatever the pace.
 const MOST_IN_LINE: usize = 4000;
-/// Most jobs that are claimed ahead, whatever the pace: a few of the largest statements.
-const MOST_AHEAD: usize = 1000;
 /// Outcomes of one type that may wait to be recorded before no further job is begun.
 const MOST_UNRECORDED: usize = 4000;
 /// Until handlers have shown their pace they are taken to be slow.
@@ -113,6 +113,7 @@ impl Inner {
     }
 }
 
+/// Jobs that may be claimed ahead of `size` handlers of this pace.
 fn ahead(size: usize, pace: Duration) -> usize {
     started_within(AHEAD, size, pace).min(MOST_AHEAD)
 }

@@ -56,11 +56,7 @@ impl Unanswered {
     }
 
     fn of(&self, lane: Lane) -> &Count {
-        &self.lanes[match lane {
-            Lane::High => 0,
-            Lane::Normal => 1,
-            Lane::Low => 2,
-        }]
+        &self.lanes[lane as usize]
     }
 }
 

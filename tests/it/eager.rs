@@ -12,17 +12,13 @@ use crate::{
     receiver::{Call, Receiver},
 };
 
-async fn published(service: &Running) -> u64 {
-    service.stream("background-jobs").await.info().await.unwrap().state.last_sequence
-}
-
 /// Returns when a job has started without a message: before that the worker may not have said that it has room.
 async fn until_eager(service: &Running) {
     until(|| async {
-        let before = published(service).await;
+        let before = service.published().await;
         let id = service.probe(json!({})).await;
         service.finished(&id).await;
-        (published(service).await == before).then_some(())
+        (service.published().await == before).then_some(())
     })
     .await;
 }
@@ -38,13 +34,13 @@ async fn outbox_is_empty(place: &Place) {
 async fn a_job_starts_without_a_message_where_there_is_room_and_is_told_of_as_others() {
     let (place, service) = start().await;
     until_eager(&service).await;
-    let before = published(&service).await;
+    let before = service.published().await;
     let mut ids = Vec::new();
     for priority in [0, 5, -5] {
         ids.push(service.enqueue(json!({"type": "probe", "payload": {}, "priority": priority})).await);
     }
     books::all_completed_once(&place, &service, &ids).await;
-    assert_eq!(published(&service).await, before);
+    assert_eq!(service.published().await, before);
     outbox_is_empty(&place).await;
     service.stop().await;
 }
@@ -57,7 +53,7 @@ async fn with_eager_starts_switched_off_each_job_is_a_message() {
     for n in 1..=20 {
         let id = service.probe(json!({})).await;
         service.finished(&id).await;
-        assert_eq!(published(&service).await, n);
+        assert_eq!(service.published().await, n);
     }
     service.stop().await;
 }
@@ -70,11 +66,11 @@ async fn those_that_found_no_room_start_before_those_that_come_later() {
     until_eager(&service).await;
     let blocker = service.probe(json!({"wait": true, "note": "blocker"})).await;
     place.journal.until(&blocker, "start").await;
-    let before = published(&service).await;
+    let before = service.published().await;
     for note in ["1", "2", "3", "4", "5"] {
         service.probe(json!({"note": note, "sleepMs": 30})).await;
     }
-    until(|| async { (published(&service).await == before + 5).then_some(()) }).await;
+    until(|| async { (service.published().await == before + 5).then_some(()) }).await;
     place.journal.release();
     let last = service.probe(json!({"note": "later"})).await;
     service.finished(&last).await;
@@ -88,12 +84,12 @@ async fn those_that_found_no_room_start_before_those_that_come_later() {
 async fn one_that_fails_is_tried_again_when_it_is_due() {
     let (place, service) = start().await;
     until_eager(&service).await;
-    let before = published(&service).await;
+    let before = service.published().await;
     let id = service.probe(json!({"fail": 2})).await;
     let job = service.finished(&id).await;
     assert_eq!((&job["status"], &job["attempts"]), (&json!("completed"), &json!(3)), "{job}");
     // The first attempt had none; the relay sent one for the second, which came again for the third.
-    assert_eq!(published(&service).await, before + 1);
+    assert_eq!(service.published().await, before + 1);
     outbox_is_empty(&place).await;
     service.stop().await;
 }

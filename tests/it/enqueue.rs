@@ -276,13 +276,7 @@ async fn start_with_one_slot() -> (Place, Running) {
 
 /// Waits until `n` wake-ups have reached the broker.
 async fn published(service: &Running, n: u64) {
-    let mut stream = service.stream("background-jobs").await;
-    loop {
-        if stream.info().await.unwrap().state.last_sequence >= n {
-            return;
-        }
-        tokio::task::yield_now().await;
-    }
+    until(async || (service.published().await >= n).then_some(())).await;
 }
 
 async fn rows(place: &Place) -> i64 {

@@ -222,6 +222,11 @@ impl Running {
         async_nats::jetstream::new(self.nats.clone()).get_stream(name).await.unwrap()
     }
 
+    /// How many wake-ups the broker has ever had.
+    pub async fn published(&self) -> u64 {
+        self.stream("background-jobs").await.info().await.unwrap().state.last_sequence
+    }
+
     pub async fn stop(self) {
         self.service.stop(CancellationToken::new()).await.unwrap();
     }
