@@ -23,6 +23,8 @@ const EXPIRES: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Silence after which the broker is held to have forgotten our request.
 const SILENCE: Duration = Duration::from_secs(8);
+/// Silence after which nothing is on its way to a former inbox any more.
+const QUIET: Duration = Duration::from_millis(200);
 /// How long a request that was refused is not made again.
 const NOT_AT_ONCE: Duration = Duration::from_millis(250);
 
@@ -38,6 +40,8 @@ pub struct LanePull {
     /// What the broker still had when it was heard last, and what was published since.
     left: usize,
     heard: Instant,
+    /// When the last request was made.
+    asked: Instant,
     connects: u64,
     /// Pull again no sooner than this, after a refusal.
     not_before: Instant,
@@ -97,6 +101,7 @@ impl LanePull {
             credit: 0,
             left: 0,
             heard: Instant::now(),
+            asked: Instant::now(),
             connects: broker.connects(),
             not_before: Instant::now(),
             broker: broker.clone(),
@@ -145,10 +150,11 @@ impl LanePull {
         if tokio::time::timeout(Duration::from_millis(500), sent).await.is_ok_and(|sent| sent.is_ok()) {
             self.credit += n;
             self.heard = Instant::now();
+            self.asked = self.heard;
         }
     }
 
-    /// Takes all open requests back: what is on its way by then goes back at once, and nothing more comes.
+    /// Takes all open requests back: what they still bring goes back to the broker at once, and nothing more comes here.
     ///
     /// # Errors
     /// The client is closed.
@@ -156,21 +162,21 @@ impl LanePull {
         if self.credit == 0 {
             return Ok(());
         }
-        // The broker forgets requests whose inbox nobody listens to.
+        // The broker forgets requests whose inbox nobody listens to. But a client that ends a subscription drops what is on
+        // its way, even when it is told to drain it (tried with async-nats 0.51), and until `ack_wait` nobody would have
+        // that: so somebody goes on listening until it is quiet, or the last request has expired.
         let inbox = self.broker.jetstream.new_inbox();
         let messages = self.broker.jetstream.subscribe(inbox.clone()).await?;
         let mut former = std::mem::replace(&mut self.messages, messages);
         (self.inbox, self.credit) = (inbox, 0);
-        if former.drain().await.is_ok() {
-            let broker = self.broker.clone();
-            tokio::spawn(async move {
-                while let Some(message) = former.next().await {
-                    let subject = message.reply.as_ref().filter(|_| message.status.is_none());
-                    let subject = subject.map(ToString::to_string).unwrap_or_default();
-                    AckHandle { subject, stamp: broker.stamp() }.nak(&broker, Duration::ZERO).await;
-                }
-            });
-        }
+        let (broker, expired) = (self.broker.clone(), self.asked + EXPIRES + QUIET);
+        tokio::spawn(tokio::time::timeout_at(expired.into(), async move {
+            while let Ok(Some(message)) = tokio::time::timeout(QUIET, former.next()).await {
+                let subject = message.reply.as_ref().filter(|_| message.status.is_none());
+                let subject = subject.map(ToString::to_string).unwrap_or_default();
+                AckHandle { subject, stamp: broker.stamp() }.nak(&broker, Duration::ZERO).await;
+            }
+        }));
         Ok(())
     }
 

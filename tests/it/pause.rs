@@ -69,6 +69,7 @@ async fn messages_of_a_paused_type_stay_at_the_broker_instead_of_being_looked_up
     let stream = service.stream("background-jobs").await;
     let consumer = async || stream.consumer_info("probe-normal").await.unwrap();
     // What the worker had asked for is taken back.
+    until(|| async { (consumer().await.num_waiting == 0).then_some(()) }).await;
     for _ in 0..20 {
         service.probe(json!({})).await;
     }
