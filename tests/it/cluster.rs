@@ -101,6 +101,12 @@ impl Running {
         cluster["leader"].as_str().unwrap()[1..].parse().unwrap()
     }
 
+    /// Returns when this test's client reaches the service, which may be on another server: one that has just come back
+    /// learns only bit by bit who listens at the others.
+    async fn is_reached(&self) {
+        until(|| async { self.nats.request(self.subject("getStats"), "{}".into()).await.ok() }).await;
+    }
+
     /// Returns when all three copies are whole.
     async fn copies_are_current(&self) {
         until(|| async {
@@ -120,6 +126,7 @@ fn load(service: &Running) -> Load {
 async fn all_went_well(place: &Place, service: Running, load: Load) {
     let told = load.stop().await;
     assert_eq!(told.refused, [""; 0]);
+    service.is_reached().await;
     books::all_ran_once(place, &service, &told.accepted).await;
     service.stop().await;
 }
