@@ -15,7 +15,10 @@ use std::{
 use async_nats::{Client, HeaderMap, HeaderValue, Message};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::timeout,
+};
 use uuid::Uuid;
 
 use super::{Subjects, pull::wake_up_body};
@@ -24,6 +27,9 @@ use super::{Subjects, pull::wake_up_body};
 const ACK: Duration = Duration::from_secs(2);
 /// Messages sent before their acknowledgements are waited for.
 const WINDOW: usize = 500;
+/// Windows under way at once, over all callers: enough to keep the broker busy, and few enough that [`ACK`] measures the broker
+/// and not the queue before it.
+const WINDOWS: usize = 8;
 /// While acknowledgements are missing, one window in this time is tried.
 const PROBE: Duration = Duration::from_secs(1);
 
@@ -57,6 +63,7 @@ struct Shared {
     inbox: String,
     next: AtomicU64,
     windows: Mutex<HashMap<u64, Arc<Window>>>,
+    turns: Semaphore,
     trouble: Mutex<Option<Trouble>>,
 }
 
@@ -87,6 +94,7 @@ impl Publisher {
             inbox: client.new_inbox(),
             next: AtomicU64::new(0),
             windows: Mutex::default(),
+            turns: Semaphore::new(WINDOWS),
             trouble: Mutex::default(),
         });
         let mut answers = client.subscribe(format!("{}.*.*", shared.inbox)).await?;
@@ -100,12 +108,14 @@ impl Publisher {
         Ok(Self { client, shared })
     }
 
-    /// Publishes all, and says of each whether the broker has acknowledged it. Never takes longer than a few seconds.
+    /// Publishes all, and says of each whether the broker has acknowledged it. Never takes longer than a few seconds once its turn
+    /// has come.
     pub async fn publish(&self, messages: Vec<Outgoing>) -> Vec<bool> {
         let mut acked = Vec::with_capacity(messages.len());
         let mut messages = messages.into_iter().peekable();
         while messages.peek().is_some() {
             let window: Vec<Outgoing> = messages.by_ref().take(WINDOW).collect();
+            let _turn = self.shared.turns.acquire().await;
             if self.may_try() {
                 acked.extend(self.publish_window(window).await);
             } else {

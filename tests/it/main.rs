@@ -50,6 +50,7 @@ mod poison;
 mod probe;
 mod progress;
 mod proxy;
+mod publish;
 mod pull;
 mod receiver;
 mod retry;
