@@ -1,11 +1,11 @@
-//! The intake: jobs of all callers that wait are committed together, and published after the answer.
+//! The intake: jobs of all callers that wait are committed together, and after the answer started here or published.
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
@@ -25,7 +25,7 @@ use crate::{
         ANSWER, Error, Store,
         enqueue::{Batch, Enqueued, NewJob},
     },
-    worker::eager::{Eager, HandOver},
+    worker::eager::{Eager, Starts},
 };
 
 /// Jobs in one statement. More lowers the number of commits but makes each caller wait longer.
@@ -39,7 +39,7 @@ const WAITING_BYTES: usize = 128 << 20;
 /// How long a batch may be tried again before its callers are told that the database is away. They are promised an
 /// answer within 2 s.
 const PATIENCE: Duration = Duration::from_millis(600);
-/// Batches whose wake-ups are on their way to the broker; beyond it the relay publishes them.
+/// Batches that are written or whose wake-ups are on their way to the broker; those of further ones are the relay's at once.
 const PUBLISHING: usize = 64;
 
 type Outcomes = Vec<Result<Enqueued, ApiError>>;
@@ -134,20 +134,25 @@ impl Lane {
     }
 
     async fn commit(self: &Arc<Self>, mut jobs: Vec<NewJob>, since: Instant) -> Outcomes {
+        let mut starts = self.eager.take_room(&jobs);
+        let turn = self.publishing.clone().try_acquire_owned().ok();
+        let grace = if turn.is_some() { self.publish_grace } else { Duration::ZERO };
         loop {
-            match self.store.enqueue(&jobs, self.publish_grace).await {
+            match self.store.enqueue(&jobs, grace, starts.to_write().as_ref()).await {
                 Ok(batch) => {
                     crash_point("after_enqueue_commit");
                     let outcomes = batch.outcomes.iter().cloned().map(Ok).collect();
-                    self.announce(jobs, batch);
+                    self.announce(jobs, batch, starts, turn);
                     return outcomes;
                 }
                 // The ids are ours, so a repetition can't write a job twice, even if only the answer was lost.
                 Err(e) if e.is_transient() && since.elapsed() < PATIENCE => {
+                    std::mem::replace(&mut starts, Starts::none()).unheard();
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
                 // One row that the database refuses must not harm its neighbours.
                 Err(Error::Rejected { .. }) if jobs.len() > 1 => {
+                    drop((starts, turn));
                     let right = jobs.split_off(jobs.len() / 2);
                     let mut outcomes = Box::pin(self.commit(jobs, since)).await;
                     outcomes.extend(Box::pin(self.commit(right, since)).await);
@@ -162,6 +167,7 @@ impl Lane {
                     return jobs.iter().map(|_| Ok(Enqueued::Accepted)).collect();
                 }
                 Err(e) => {
+                    starts.unheard();
                     let error = ApiError::from(e);
                     return jobs.iter().map(|_| Err(error.clone())).collect();
                 }
@@ -170,48 +176,49 @@ impl Lane {
     }
 
     /// Tells the worker here and the broker, without the callers waiting for it: their jobs are safe already.
-    fn announce(self: &Arc<Self>, jobs: Vec<NewJob>, batch: Batch) {
-        let Ok(turn) = self.publishing.clone().try_acquire_owned() else { return };
+    fn announce(self: &Arc<Self>, jobs: Vec<NewJob>, batch: Batch, starts: Starts, turn: Option<OwnedSemaphorePermit>) {
+        starts.note(&batch.started);
+        let Some(turn) = turn else {
+            self.relay.notify_one();
+            return starts.leave(jobs, &batch.started);
+        };
         if jobs.iter().any(|job| job.due != crate::store::enqueue::Due::Now) {
             self.relay.notify_one();
         }
         let lane = self.clone();
         self.tasks.spawn(async move {
-            let accepted: Vec<&NewJob> = jobs
-                .iter()
-                .zip(&batch.outcomes)
-                .filter(|(_, outcome)| **outcome == Enqueued::Accepted)
-                .map(|(job, _)| job)
-                .collect();
-            let events: Vec<Event> = accepted
-                .iter()
-                .map(|job| Event::new(job.id, job.job_type.as_str(), EventState::Enqueued, 0, None))
-                .collect();
             // On the same connection and before the wake-ups, so that nobody sees a job start before it was there.
-            lane.broker.emit(&events).await;
-            drop(events);
-            let HandOver { turned_away, mut returned } = lane.eager.hand_over(&jobs, &batch.due);
-            let mut all_acked = lane.publish(&jobs, &turned_away).await;
+            lane.broker.emit(&events(&jobs, &batch, starts.worker_id())).await;
+            let wake_ups = lane.wake_ups(&jobs, &batch.due);
+            starts.leave(jobs, &batch.started);
+            let all_acked = lane.publisher.publish(wake_ups).await.into_iter().all(|acked| acked);
             crash_point("after_publish");
             drop(turn);
-            let mut back = Vec::new();
-            while returned.recv_many(&mut back, BATCH).await > 0 {
-                all_acked &= lane.publish(&jobs, &back).await;
-                back.clear();
-            }
             if !batch.due.is_empty() && all_acked {
                 let _ = lane.published.submit(batch.outbox_id).await;
             }
         });
     }
 
-    /// Publishes the wake-ups of the jobs at these places; whether the broker has all of them.
-    async fn publish(&self, jobs: &[NewJob], places: &[usize]) -> bool {
+    /// The wake-ups of the jobs at these places.
+    fn wake_ups(&self, jobs: &[NewJob], places: &[usize]) -> Vec<Outgoing> {
+        self.eager.note_published(jobs, places);
         let wake_up = |place: &usize| {
             let job = &jobs[*place];
             // Without a message id: the relay's have one. A wake-up that comes twice is refused by its claim. See docs/adr/0020.
             Outgoing::wake_up(&self.broker.subjects, job.id, &format!("{}.{}", job.job_type, job.lane()), None)
         };
-        self.publisher.publish(places.iter().map(wake_up).collect()).await.into_iter().all(|acked| acked)
+        places.iter().map(wake_up).collect()
     }
+}
+
+/// That the jobs of a batch are there, and which of them have started.
+fn events<'a>(jobs: &'a [NewJob], batch: &Batch, worker_id: Option<&'a str>) -> Vec<Event<'a>> {
+    let event = |job: &'a NewJob, state, attempt, worker_id| {
+        Event::new(job.id, job.job_type.as_str(), state, attempt, worker_id)
+    };
+    let accepted = jobs.iter().zip(&batch.outcomes).filter(|(_, outcome)| **outcome == Enqueued::Accepted);
+    let enqueued = accepted.map(|(job, _)| event(job, EventState::Enqueued, 0, None));
+    let started = batch.started.iter().map(|start| event(&jobs[start.place], EventState::Started, 1, worker_id));
+    enqueued.chain(started).collect()
 }

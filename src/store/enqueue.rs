@@ -1,4 +1,5 @@
-//! Writing new jobs: row, outbox row, key and count in one statement for everything that waits.
+//! Writing new jobs: row, outbox row, key and count in one statement for everything that waits. Those that start at once
+//! are written as runs of their worker, and need no outbox row.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -59,6 +60,25 @@ pub enum Enqueued {
     },
 }
 
+/// Jobs of a batch that start at once: they are written as the first runs of a worker. See docs/adr/0024.
+#[derive(Debug)]
+pub struct Start<'a> {
+    pub worker_id: &'a str,
+    /// Under which they are on record as held; see [`super::held`].
+    pub claim: Uuid,
+    /// For each job of the batch whether it starts.
+    pub places: Vec<bool>,
+}
+
+/// A job that was written as a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Started {
+    /// Its place in the batch.
+    pub place: usize,
+    /// When it was created and due.
+    pub at: DateTime<Utc>,
+}
+
 /// The outcome of a batch.
 #[derive(Debug)]
 pub struct Batch {
@@ -68,50 +88,86 @@ pub struct Batch {
     pub outbox_id: Uuid,
     /// Indices of the jobs that `outbox_id` covers.
     pub due: Vec<usize>,
+    /// In the order of the jobs. None of them is in the outbox.
+    pub started: Vec<Started>,
 }
 
-/// A batch: `keyed` comes to have the keys that are new, `wanted` are the jobs to insert, `later` looks after those not due yet.
+/// Of an inserted job: when it runs, whether it is due, and whether it has started.
+type Inserted = (DateTime<Utc>, bool, bool);
+
+/// A batch: `keyed` comes to have the keys that are new, `wanted` are the jobs to insert, `later` looks after those not due yet;
+/// `starts` says which start, `run`, `worker` and `started_at` what their rows say, and `held` puts them on record.
 macro_rules! insert {
-    (keyed: $keyed:literal, wanted: $wanted:literal, later: $later:literal) => {
+    (
+        keyed: $keyed:literal, wanted: $wanted:literal, later: $later:literal,
+        starts: $starts:literal, status: $status:literal, run: $run:literal, worker: $worker:literal,
+        started_at: $started_at:literal, held: $held:literal
+    ) => {
         concat!(
             r#"
 WITH batch AS (
     SELECT b.*, CASE WHEN delay_us IS NOT NULL THEN now() + delay_us * interval '1 microsecond'
-                     ELSE greatest(at, now()) END AS due_at
+                     ELSE greatest(at, now()) END AS due_at, "#,
+            $starts,
+            r#" AS starts
     FROM unnest($1::uuid[], $2::text[], $3::text[], $4::int2[], $5::int2[], $6::int8[], $7::int8[],
                 $8::timestamptz[], $9::text[], $10::text[], $11::bytea[], $14::text[])
          WITH ORDINALITY AS b (id, type, payload, priority, max_attempts, timeout_ms, delay_us, at, tags, key, hash, traceparent, place)
 )"#,
             $keyed,
             r#", inserted AS (
-    INSERT INTO jobs (id, type, payload, priority, max_attempts, timeout_ms, tags, idempotency_key, run_at, traceparent)
+    INSERT INTO jobs (id, type, payload, priority, max_attempts, timeout_ms, tags, idempotency_key, run_at, traceparent,
+                      status, attempt, run, worker_id, started_at)
     SELECT id, type, payload::json, priority, max_attempts, timeout_ms,
-           CASE WHEN tags IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(tags::json)) END, key, due_at, traceparent
+           CASE WHEN tags IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(tags::json)) END, key, due_at, traceparent, "#,
+            $status, ", ", $run, ", ", $run, ", ", $worker, ", ", $started_at,
+            r#"
     FROM batch "#,
             $wanted,
             r#"
-    RETURNING id, type, priority, run_at, run_at <= now() AS due
+    RETURNING id, type, status, priority, run_at, run_at <= now() AS due, status = 'processing' AS started
 ), aimed AS (
     SELECT id, run_at, due,
            type || CASE sign(priority) WHEN 1 THEN '.high' WHEN 0 THEN '.normal' ELSE '.low' END AS target
-    FROM inserted
+    FROM inserted WHERE NOT started
 ), now_due AS (
     INSERT INTO outbox (id, kind, publish_at, job_ids, targets)
     SELECT $12, 'wake-up', now() + $13 * interval '1 millisecond', array_agg(id), array_agg(target)
     FROM aimed WHERE due HAVING count(*) > 0
 )"#,
             $later,
+            $held,
             r#", counted AS (
     INSERT INTO job_count_deltas (type, status, day, n)
-    SELECT type, 'pending', 'epoch', count(*) FROM inserted GROUP BY type
+    SELECT type, status, 'epoch', count(*) FROM inserted GROUP BY type, status
 )
-SELECT id, due FROM inserted"#
+SELECT id, run_at, due, started FROM inserted"#
+        )
+    };
+    (keyed: $keyed:literal, wanted: $wanted:literal, later: $later:literal) => {
+        insert!(keyed: $keyed, wanted: $wanted, later: $later, starts: "false", status: "'pending'", run: "0", worker: "NULL",
+                started_at: "NULL", held: "")
+    };
+    (keyed: $keyed:literal, wanted: $wanted:literal, later: $later:literal, starting) => {
+        insert!(
+            keyed: $keyed, wanted: $wanted, later: $later,
+            starts: "coalesce(($15::bool[])[place], false) AND type <> ALL (ARRAY(SELECT type FROM job_types WHERE paused_at IS NOT NULL))",
+            status: "CASE WHEN starts THEN 'processing' ELSE 'pending' END",
+            run: "starts::int",
+            worker: "CASE WHEN starts THEN $16 END",
+            started_at: "CASE WHEN starts THEN clock_timestamp() END",
+            held: r#", noted AS (
+    INSERT INTO held (id, worker_id, job_ids) SELECT $17, $16, array_agg(id) FROM inserted WHERE started HAVING count(*) > 0
+)"#
         )
     };
 }
 
-/// For new jobs without keys that are due at once, which most are. What the other looks for costs a sixth of it.
+/// For new jobs without keys that are due at once, which most are. What the others look for costs a sixth of it.
 const INSERT_PLAIN: &str = insert!(keyed: "", wanted: "", later: "");
+
+/// As that, where some start at once.
+const INSERT_STARTING: &str = insert!(keyed: "", wanted: "", later: "", starting);
 
 const INSERT: &str = insert!(
     keyed: r#", keyed AS (
@@ -126,7 +182,8 @@ const INSERT: &str = insert!(
     later: r#", later AS (
     INSERT INTO outbox (id, kind, publish_at, job_ids, targets)
     SELECT gen_random_uuid(), 'wake-up', run_at, array_agg(id), array_agg(target) FROM aimed WHERE NOT due GROUP BY run_at
-)"#
+)"#,
+    starting
 );
 
 const KEYS: &str = r#"
@@ -137,20 +194,35 @@ type KeyRow = (String, Uuid, Vec<u8>, Option<String>);
 
 impl Store {
     /// Writes a batch. Repeating it with the same ids is harmless: rows that are there already count as accepted.
-    /// `publish_grace`: how long the caller has to publish the wake-ups before the relay does.
+    /// `publish_grace`: how long the caller has to publish the wake-ups before the relay does. `start`: which jobs start at
+    /// once, unless their type is paused.
     ///
     /// # Errors
     /// As for every statement; nothing of the batch is written then, unless the answer to the commit was lost.
-    pub async fn enqueue(&self, jobs: &[NewJob], publish_grace: Duration) -> Result<Batch, Error> {
+    /// [`Store::held_by`] tells which of those that were to start have been written as runs.
+    pub async fn enqueue(
+        &self,
+        jobs: &[NewJob],
+        publish_grace: Duration,
+        start: Option<&Start<'_>>,
+    ) -> Result<Batch, Error> {
         let outbox_id = Uuid::now_v7();
-        let inserted = self.insert(jobs, outbox_id, publish_grace).await?;
-        let due = (0..jobs.len()).filter(|i| inserted.get(&jobs[*i].id).copied().unwrap_or_default()).collect();
-        let mut outcomes = vec![Enqueued::Accepted; jobs.len()];
-        let missing: Vec<usize> = (0..jobs.len()).filter(|i| !inserted.contains_key(&jobs[*i].id)).collect();
-        if !missing.is_empty() {
-            self.explain_missing(jobs, &missing, publish_grace, &mut outcomes).await?;
+        let inserted = self.insert(jobs, outbox_id, publish_grace, start).await?;
+        let mut batch =
+            Batch { outcomes: vec![Enqueued::Accepted; jobs.len()], outbox_id, due: Vec::new(), started: Vec::new() };
+        let mut missing = Vec::new();
+        for (place, job) in jobs.iter().enumerate() {
+            match inserted.get(&job.id) {
+                None => missing.push(place),
+                Some((at, _, true)) => batch.started.push(Started { place, at: *at }),
+                Some((_, true, false)) => batch.due.push(place),
+                Some((_, false, false)) => {}
+            }
         }
-        Ok(Batch { outcomes, outbox_id, due })
+        if !missing.is_empty() {
+            self.explain_missing(jobs, &missing, publish_grace, &mut batch.outcomes).await?;
+        }
+        Ok(batch)
     }
 
     async fn insert(
@@ -158,9 +230,11 @@ impl Store {
         jobs: &[NewJob],
         outbox_id: Uuid,
         publish_grace: Duration,
-    ) -> Result<HashMap<JobId, bool>, Error> {
+        start: Option<&Start<'_>>,
+    ) -> Result<HashMap<JobId, Inserted>, Error> {
         if jobs.iter().all(|job| job.key.is_none() && matches!(job.due, Due::Now)) {
-            match self.insert_by(INSERT_PLAIN, jobs, outbox_id, publish_grace).await {
+            let insert = if start.is_some() { INSERT_STARTING } else { INSERT_PLAIN };
+            match self.insert_by(insert, jobs, outbox_id, publish_grace, start).await {
                 // An earlier try has written them, and its answer got lost.
                 Err(Error::Rejected { source, .. }) if is_taken(&source) => {}
                 inserted => return inserted,
@@ -169,7 +243,7 @@ impl Store {
         let decided = "key IS NULL OR id IN (SELECT job_id FROM keyed)";
         let looked_up = "key IS NULL OR NOT EXISTS (SELECT FROM job_keys k WHERE k.key = batch.key)";
         let insert = faults::statement(Mutant::KeyBySelect, INSERT, decided, looked_up);
-        self.insert_by(insert, jobs, outbox_id, publish_grace).await
+        self.insert_by(insert, jobs, outbox_id, publish_grace, start).await
     }
 
     async fn insert_by(
@@ -178,7 +252,8 @@ impl Store {
         jobs: &[NewJob],
         outbox_id: Uuid,
         publish_grace: Duration,
-    ) -> Result<HashMap<JobId, bool>, Error> {
+        start: Option<&Start<'_>>,
+    ) -> Result<HashMap<JobId, Inserted>, Error> {
         let micros = |d: Duration| i64::try_from(d.as_micros()).unwrap_or(i64::MAX);
         let (delays, times): (Vec<_>, Vec<_>) = jobs
             .iter()
@@ -189,7 +264,7 @@ impl Store {
             })
             .unzip();
         let tags = |job: &NewJob| (!job.tags.is_empty()).then(|| serde_json::Value::from(job.tags.clone()).to_string());
-        let query = sqlx::query_as(statement)
+        let mut query = sqlx::query_as(statement)
             .bind(jobs.iter().map(|j| j.id).collect::<Vec<_>>())
             .bind(jobs.iter().map(|j| j.job_type.as_str()).collect::<Vec<_>>())
             .bind(jobs.iter().map(|j| j.payload.get()).collect::<Vec<_>>())
@@ -204,8 +279,14 @@ impl Store {
             .bind(outbox_id)
             .bind(publish_grace.as_millis() as i64)
             .bind(jobs.iter().map(|j| j.trace.map(|trace| trace.to_string())).collect::<Vec<_>>());
-        let rows: Vec<(Uuid, bool)> = self.hot_all("enqueue", query).await?;
-        Ok(rows.into_iter().collect())
+        if statement != INSERT_PLAIN {
+            query = query
+                .bind(start.map(|start| start.places.as_slice()))
+                .bind(start.map(|start| start.worker_id))
+                .bind(start.map(|start| start.claim));
+        }
+        let rows: Vec<(Uuid, DateTime<Utc>, bool, bool)> = self.hot_all("enqueue", query).await?;
+        Ok(rows.into_iter().map(|(id, run_at, due, started)| (id, (run_at, due, started))).collect())
     }
 
     /// A job that was not inserted has a key that is taken, or was written by an earlier try whose answer got lost.
@@ -226,13 +307,13 @@ impl Store {
                 // The job that the key named is past its retention, so the key is free again, whatever was asked for with it.
                 Some((_, id, _, None)) => {
                     self.free_key(&key.text, *id).await?;
-                    Box::pin(self.enqueue(&jobs[i..=i], publish_grace)).await?.outcomes.remove(0)
+                    Box::pin(self.enqueue(&jobs[i..=i], publish_grace, None)).await?.outcomes.remove(0)
                 }
                 Some((_, id, hash, _)) if hash[..] != key.content_hash[..] => Enqueued::Conflict { id: *id },
                 Some((_, id, _, Some(status))) => {
                     Enqueued::Duplicate { id: *id, status: status.parse().unwrap_or(Status::Pending) }
                 }
-                None => Box::pin(self.enqueue(&jobs[i..=i], publish_grace)).await?.outcomes.remove(0),
+                None => Box::pin(self.enqueue(&jobs[i..=i], publish_grace, None)).await?.outcomes.remove(0),
             };
         }
         Ok(())

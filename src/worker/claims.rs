@@ -80,7 +80,8 @@ impl Unheard {
         let _under_way = self.under_way.read().await;
         let wanted: Vec<_> = runs.iter().map(|run| (run.id, run.job_type.clone())).collect();
         crash_point("before_claim");
-        let round = deps.store.claim(&wanted, worker_id).await.inspect_err(|_| self.note(&wanted))?;
+        let round =
+            deps.store.claim(&wanted, worker_id).await.inspect_err(|_| self.note(wanted.iter().map(|(id, _)| *id)))?;
         crash_point("after_claim");
         Ok(announce(deps, worker_id, held, runs, round).await)
     }
@@ -89,14 +90,15 @@ impl Unheard {
     pub async fn claim_alone(&self, shared: &Shared, run: &Arc<Run>) -> Result<Option<Claim>, Error> {
         let _under_way = self.under_way.read().await;
         let wanted = (run.id, run.job_type.clone());
-        let claimed = shared.deps.store.claim_alone(wanted.clone(), &shared.id).await;
-        let round = claimed.inspect_err(|_| self.note(std::slice::from_ref(&wanted)))?;
+        let claimed = shared.deps.store.claim_alone(wanted, &shared.id).await;
+        let round = claimed.inspect_err(|_| self.note([run.id]))?;
         Ok(announce(&shared.deps, &shared.id, &shared.held, std::slice::from_ref(run), round).await.pop())
     }
 
-    fn note(&self, wanted: &[(JobId, String)]) {
+    /// Nobody knows whether these were won.
+    pub fn note(&self, wanted: impl IntoIterator<Item = JobId>) {
         let now = Instant::now();
-        self.lock().extend(wanted.iter().map(|(id, _)| (*id, now)));
+        self.lock().extend(wanted.into_iter().map(|id| (id, now)));
         self.noted.notify_one();
     }
 

@@ -1,44 +1,52 @@
-//! Eager starts: a job that was asked for here starts here, when there is room, without a message.
+//! Eager starts: a job that is asked for here starts here, when there is room, without a message.
 //!
-//! The intake leaves wake-ups on a type's doorstep, as many as its puller says that there is room for; all others go to
-//! the broker. What lies there is a hint like a message: the job starts by winning its row, and until then its outbox row
-//! stays. See docs/adr/0023.
+//! Before the intake writes a batch, it takes room for as many of its jobs as the pullers here have said that there is;
+//! those are written as runs of this worker, and once they are committed they are left on their type's doorstep. All
+//! others go to the broker. See docs/adr/0023 and 0024.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-use tokio::sync::{Notify, mpsc};
+use sqlx::types::Json;
+use tokio::sync::Notify;
+use uuid::Uuid;
 
+use super::{
+    Shared,
+    running::{InHand, Run},
+};
 use crate::{
-    broker::{
-        Broker,
-        pull::{AckHandle, Delivery, Garbage, WakeUp},
+    broker::pull::Delivery,
+    job::{JobType, Lane, model::JobId},
+    store::{
+        claim::Claimed,
+        enqueue::{Due, NewJob, Start, Started},
     },
-    job::{JobType, Lane},
-    store::enqueue::NewJob,
 };
 
 /// The doorsteps of this process's worker; none while it has no worker. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Eager(Arc<Mutex<HashMap<JobType, Arc<Step>>>>);
 
-/// Where wake-ups of one type are left.
-#[derive(Default)]
+/// Where jobs of one type are left that have been won.
 struct Step {
+    shared: Weak<Shared>,
     state: Mutex<State>,
     rung: Notify,
 }
 
 #[derive(Default)]
 struct State {
-    /// How many more may be left.
+    /// For how many more jobs there is room.
     room: usize,
-    left: Vec<Handed>,
-    /// By lane: how many found no room, so that the broker has them.
-    turned_away: [usize; 3],
+    /// For how many it was taken that are being written.
+    taken: usize,
+    left: Vec<Won>,
+    /// By lane: how many go to the broker.
+    published: [usize; 3],
+    closed: bool,
 }
 
 /// The puller's side of a doorstep; with it the doorstep goes.
@@ -48,60 +56,64 @@ pub(crate) struct Doorstep {
     step: Arc<Step>,
 }
 
-/// A wake-up that was handed over.
-pub(crate) struct Handed {
-    wake_up: WakeUp,
-    ticket: Ticket,
+/// Room for jobs of one batch, taken before they are written. What it is not used for, it gives back when it is dropped.
+pub(crate) struct Starts {
+    /// Names the runs on record; see [`crate::store::held`].
+    claim: Uuid,
+    /// By the places of the jobs in their batch. Empty when there is no room for any of them.
+    taken: Vec<Option<Taken>>,
 }
 
-/// The way back to whoever handed a wake-up over. Dropped before its job was claimed, it tells him.
-pub(crate) struct Ticket {
-    place: usize,
-    back: Option<mpsc::UnboundedSender<usize>>,
+struct Taken {
+    room: Room,
+    in_hand: InHand,
 }
 
-/// What became of wake-ups that were to be handed over, by their places.
-pub(crate) struct HandOver {
-    /// There was no room for these.
-    pub turned_away: Vec<usize>,
-    /// Tells which come back, and ends when all others are claimed.
-    pub returned: mpsc::UnboundedReceiver<usize>,
+/// For one job. Dropped, it is given back.
+struct Room(Arc<Step>);
+
+/// A job that was written as a run of this worker, and has not started yet.
+pub(crate) struct Won {
+    pub in_hand: InHand,
+    pub job: Box<Claimed>,
 }
 
-/// What leads to a run: a message of the broker, or a wake-up that was left here.
+/// What leads to a run.
 pub(crate) enum Prompt {
+    /// Of the broker, which delivers it again until it is answered.
     Message(Delivery),
-    Handed(Handed),
-}
-
-/// Who has to be told what became of a prompt.
-pub(crate) enum Origin {
-    /// The broker, which delivers the message again until it is answered.
-    Message(AckHandle),
-    /// The intake, until the job is claimed; and then nobody.
-    Intake(Mutex<Option<Ticket>>),
+    Won(Won),
 }
 
 impl Eager {
-    /// Hands over the wake-ups of `jobs` at these places, as far as there is room.
-    pub(crate) fn hand_over(&self, jobs: &[NewJob], places: &[usize]) -> HandOver {
-        let (back, returned) = mpsc::unbounded_channel();
-        let steps = self.lock();
-        let is_taken = |place: usize| {
-            let job = &jobs[place];
-            let Some(step) = steps.get(&job.job_type) else { return false };
-            step.leave(job.lane(), || Handed {
-                wake_up: WakeUp { id: job.id, job_type: job.job_type.to_string(), lane: job.lane() },
-                ticket: Ticket { place, back: Some(back.clone()) },
-            })
-        };
-        let turned_away = places.iter().copied().filter(|place| !is_taken(*place)).collect();
-        HandOver { turned_away, returned }
+    /// Takes room for those of `jobs` that may start here.
+    pub(crate) fn take_room(&self, jobs: &[NewJob]) -> Starts {
+        let (steps, mut taken) = (self.lock(), Vec::new());
+        if steps.is_empty() {
+            return Starts::none();
+        }
+        for (place, job) in jobs.iter().enumerate().filter(|(_, job)| job.due == Due::Now) {
+            if let Some(room) = steps.get(&job.job_type).and_then(|step| step.take_room(job)) {
+                taken.resize_with(jobs.len(), || None);
+                taken[place] = Some(room);
+            }
+        }
+        Starts { claim: Uuid::now_v7(), taken }
     }
 
-    /// The doorstep of a type, in place of the one that it may have had. Nothing may be left there at first.
-    pub(crate) fn doorstep(&self, job_type: &JobType) -> Doorstep {
-        let step = Arc::<Step>::default();
+    /// To be called before the jobs at these places are published.
+    pub(crate) fn note_published(&self, jobs: &[NewJob], places: &[usize]) {
+        let steps = self.lock();
+        for job in places.iter().map(|place| &jobs[*place]) {
+            if let Some(step) = steps.get(&job.job_type) {
+                step.lock().published[job.lane() as usize] += 1;
+            }
+        }
+    }
+
+    /// The doorstep of a type, in place of the one that it may have had. There is no room at first.
+    pub(super) fn doorstep(&self, shared: &Arc<Shared>, job_type: &JobType) -> Doorstep {
+        let step = Arc::new(Step { shared: Arc::downgrade(shared), state: Mutex::default(), rung: Notify::new() });
         self.lock().insert(job_type.clone(), step.clone());
         Doorstep { eager: self.clone(), job_type: job_type.clone(), step }
     }
@@ -112,18 +124,23 @@ impl Eager {
 }
 
 impl Step {
-    /// `false`: there is no room for it.
-    fn leave(&self, lane: Lane, handed: impl FnOnce() -> Handed) -> bool {
+    fn take_room(self: &Arc<Self>, job: &NewJob) -> Option<Taken> {
+        self.lock().take_room().then_some(())?;
+        let room = Room(self.clone());
+        // In hand before it is written, so that whoever cancels it finds it, and this worker does not end before it.
+        let in_hand = InHand::new(&self.shared.upgrade()?, Run::new(job.id, job.job_type.to_string(), None));
+        Some(Taken { room, in_hand })
+    }
+
+    fn leave(&self, won: Won) {
         let mut state = self.lock();
-        if state.room == 0 {
-            state.turned_away[lane as usize] += 1;
-            return false;
+        if state.closed {
+            drop(state);
+            return won.go_back();
         }
-        state.room -= 1;
-        state.left.push(handed());
+        state.left.push(won);
         drop(state);
         self.rung.notify_one();
-        true
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -131,27 +148,124 @@ impl Step {
     }
 }
 
+impl State {
+    fn take_room(&mut self) -> bool {
+        if self.room == 0 || self.closed {
+            return false;
+        }
+        self.room -= 1;
+        self.taken += 1;
+        true
+    }
+
+    /// There is room for so many from now on, with those that lie here or are about to.
+    fn allow(&mut self, room: usize) {
+        self.room = room.saturating_sub(self.left.len() + self.taken);
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.0.lock().taken -= 1;
+    }
+}
+
+impl Starts {
+    pub fn none() -> Self {
+        Self { claim: Uuid::nil(), taken: Vec::new() }
+    }
+
+    /// What is to be written; `None`: nothing starts.
+    pub fn to_write(&self) -> Option<Start<'_>> {
+        let places = self.taken.iter().map(Option::is_some).collect();
+        Some(Start { worker_id: self.worker_id()?, claim: self.claim, places })
+    }
+
+    pub fn worker_id(&self) -> Option<&str> {
+        self.shared().map(|shared| &*shared.id)
+    }
+
+    /// Nobody knows what was written: it is looked for, and handed back.
+    pub fn unheard(self) {
+        if let Some(shared) = self.shared() {
+            shared.unheard.note(self.taken.iter().flatten().map(|taken| taken.in_hand.run.id));
+        }
+    }
+
+    /// Notes those that were written. To be called before anybody hears of them.
+    pub fn note(&self, started: &[Started]) {
+        let Some(shared) = self.shared().filter(|_| !started.is_empty()) else { return };
+        let runs = started.iter().filter_map(|start| self.taken.get(start.place)?.as_ref());
+        let won: Vec<JobId> = runs
+            .map(|Taken { in_hand, .. }| {
+                in_hand.run.note_claim(1, 1);
+                in_hand.run.id
+            })
+            .collect();
+        shared.held.note(self.claim, won);
+    }
+
+    /// Leaves those that were written on the doorsteps of their types.
+    pub fn leave(mut self, jobs: Vec<NewJob>, started: &[Started]) {
+        let mut started = started.iter().peekable();
+        for (place, job) in jobs.into_iter().enumerate() {
+            if let Some(start) = started.next_if(|start| start.place == place)
+                && let Some(Taken { room, in_hand }) = self.taken.get_mut(place).and_then(Option::take)
+            {
+                room.0.leave(Won { in_hand, job: Box::new(claimed(job, start)) });
+            }
+        }
+    }
+
+    fn shared(&self) -> Option<&Shared> {
+        self.taken.iter().flatten().next().map(|taken| &*taken.in_hand.shared)
+    }
+}
+
+/// The first run of a new job, as the database has it.
+fn claimed(job: NewJob, start: &Started) -> Claimed {
+    Claimed {
+        id: job.id,
+        r#type: job.job_type.to_string(),
+        priority: job.priority.get(),
+        run: 1,
+        attempt: 1,
+        max_attempts: job.max_attempts as i16,
+        timeout_ms: job.timeout.map(|timeout| timeout.as_millis() as i64),
+        run_at: start.at,
+        payload: Json(job.payload),
+        checkpoint: None,
+        tags: Some(job.tags).filter(|tags| !tags.is_empty()),
+        created_at: start.at,
+        deadline: None,
+        traceparent: job.trace.map(|trace| trace.to_string()),
+    }
+}
+
 impl Doorstep {
     /// Takes what lies there.
-    pub fn take(&self) -> Vec<Handed> {
+    pub fn take(&self) -> Vec<Won> {
         std::mem::take(&mut self.step.lock().left)
     }
 
-    /// There is room for so many from now on, with those that lie there.
+    /// There is room for so many from now on, with those that lie there or are about to.
     pub fn allow(&self, room: usize) {
-        let mut state = self.step.lock();
-        state.room = room.saturating_sub(state.left.len());
+        self.step.lock().allow(room);
     }
 
     /// Nothing more may be left, and what lies there goes back.
     pub fn close(&self) {
-        self.allow(0);
-        drop(self.take());
+        let left = {
+            let mut state = self.step.lock();
+            state.closed = true;
+            std::mem::take(&mut state.left)
+        };
+        left.into_iter().for_each(Won::go_back);
     }
 
-    /// By lane: how many were turned away since the last call.
-    pub fn turned_away(&self) -> [usize; 3] {
-        std::mem::take(&mut self.step.lock().turned_away)
+    /// By lane: how many went to the broker since the last call.
+    pub fn published(&self) -> [usize; 3] {
+        std::mem::take(&mut self.step.lock().published)
     }
 
     /// Returns when something lies there.
@@ -171,134 +285,34 @@ impl Drop for Doorstep {
     }
 }
 
-impl Handed {
+impl Won {
     pub fn lane(&self) -> Lane {
-        self.wake_up.lane
-    }
-}
-
-impl Ticket {
-    fn claimed(mut self) {
-        self.back = None;
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        if let Some(back) = self.back.take() {
-            // Whoever handed it over may be gone: then the outbox has it.
-            let _ = back.send(self.place);
-        }
-    }
-}
-
-impl Prompt {
-    pub fn is_message(&self) -> bool {
-        matches!(self, Self::Message(_))
+        self.job.lane()
     }
 
-    pub fn split(self) -> (Result<WakeUp, Garbage>, Origin) {
-        match self {
-            Self::Message(delivery) => {
-                let (wake_up, ack) = delivery.split();
-                (wake_up, Origin::Message(ack))
-            }
-            Self::Handed(Handed { wake_up, ticket }) => (Ok(wake_up), Origin::Intake(Mutex::new(Some(ticket)))),
-        }
+    /// As [`Won::hand_back`], without anybody waiting for it: many go together.
+    pub fn go_back(self) {
+        tokio::spawn(self.hand_back());
     }
-}
-
-impl Origin {
-    /// The message, if there is one: it is there until it is answered, and can come again.
-    pub fn message(&self) -> Option<&AckHandle> {
-        match self {
-            Self::Message(ack) => Some(ack),
-            Self::Intake(_) => None,
-        }
-    }
-
-    /// To be called when the job is somebody's: without a message nobody has to be told of it any more.
-    pub fn claimed(&self) {
-        if let Self::Intake(ticket) = self
-            && let Some(ticket) = take(ticket)
-        {
-            ticket.claimed();
-        }
-    }
-
-    /// It has done its work.
-    pub async fn ack(&self, broker: &Broker) {
-        match self {
-            Self::Message(ack) => ack.ack(broker).await,
-            Self::Intake(_) => self.claimed(),
-        }
-    }
-
-    /// Shall come again after `delay`, if it is a message; by a message, if the job is not claimed.
-    pub async fn nak(&self, broker: &Broker, delay: Duration) {
-        match self {
-            Self::Message(ack) => ack.nak(broker, delay).await,
-            Self::Intake(ticket) => drop(take(ticket)),
-        }
-    }
-}
-
-fn take(ticket: &Mutex<Option<Ticket>>) -> Option<Ticket> {
-    ticket.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
-    use crate::{job::Priority, store::enqueue::Due};
-
-    /// A job as the intake has it.
-    pub fn job(job_type: &str, priority: i64) -> NewJob {
-        NewJob {
-            id: uuid::Uuid::now_v7(),
-            job_type: JobType::new(job_type).unwrap(),
-            payload: serde_json::value::RawValue::from_string("{}".into()).unwrap(),
-            priority: Priority::new(priority).unwrap(),
-            max_attempts: 3,
-            timeout: None,
-            due: Due::Now,
-            tags: Vec::new(),
-            key: None,
-            trace: None,
-        }
-    }
 
     #[test]
-    fn as_many_are_taken_as_there_is_room_for_and_the_others_are_counted() {
-        let (eager, jobs) = (Eager::default(), [job("one", 0), job("two", 0), job("one", 0), job("one", 0)]);
-        assert_eq!(eager.hand_over(&jobs, &[0, 1, 2, 3]).turned_away, [0, 1, 2, 3], "nobody works here");
-        let step = eager.doorstep(&jobs[0].job_type);
-        assert_eq!(eager.hand_over(&jobs, &[0]).turned_away, [0], "nothing was allowed yet");
-        step.allow(1);
-        assert_eq!(eager.hand_over(&jobs, &[0, 1, 3]).turned_away, [1, 3]);
-        step.allow(2);
-        assert_eq!(eager.hand_over(&jobs, &[2, 3]).turned_away, [3], "what lies there takes room as well");
-        assert_eq!(step.turned_away(), [0, 3, 0]);
-        let taken: Vec<_> = step.take().iter().map(|handed| handed.wake_up.id).collect();
-        assert_eq!(taken, [jobs[0].id, jobs[2].id]);
-        drop(step);
-        assert_eq!(eager.hand_over(&jobs, &[0]).turned_away, [0], "nobody works here any more");
-    }
-
-    #[tokio::test]
-    async fn what_is_not_claimed_comes_back_and_what_is_does_not() {
-        let (eager, jobs) = (Eager::default(), [job("one", 0), job("one", 0), job("one", 0)]);
-        let step = eager.doorstep(&jobs[0].job_type);
-        step.allow(3);
-        let HandOver { turned_away, mut returned } = eager.hand_over(&jobs, &[0, 1, 2]);
-        assert!(turned_away.is_empty());
-        let origins: Vec<_> = step.take().into_iter().map(|handed| Prompt::Handed(handed).split().1).collect();
-        origins[0].claimed();
-        drop(origins);
-        let mut back = Vec::new();
-        while let Some(place) = returned.recv().await {
-            back.push(place);
-        }
-        assert_eq!(back, [1, 2]);
+    fn there_is_room_for_as_many_as_were_allowed_with_those_that_are_on_their_way() {
+        let mut state = State::default();
+        assert!(!state.take_room(), "nothing was allowed yet");
+        state.allow(2);
+        assert!(state.take_room() && state.take_room() && !state.take_room());
+        state.allow(3);
+        assert!(state.take_room() && !state.take_room(), "two are being written");
+        state.taken -= 2;
+        state.allow(3);
+        assert!(state.take_room() && state.take_room() && !state.take_room());
+        state.closed = true;
+        state.allow(100);
+        assert!(!state.take_room(), "nobody works here any more");
     }
 }

@@ -142,6 +142,8 @@ impl Worker {
         shared.running.wait_empty().await;
         pullers.close();
         pullers.wait().await;
+        // Now that no further ones may come: those that were won when they were written.
+        shared.running.wait_empty().await;
         let (id, store, tasks) = (shared.id.clone(), shared.deps.store.clone(), shared.tasks.clone());
         // The batchers end with the last handle to them.
         drop(shared);

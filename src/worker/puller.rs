@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Shared,
     eager::{Doorstep, Prompt},
-    line::Line,
+    line::{Line, Source},
     run,
     slots::Slots,
     unanswered::Unanswered,
@@ -32,7 +32,7 @@ pub(crate) struct Puller {
     unanswered: Arc<Unanswered>,
     lanes: [LanePull; 3],
     doorstep: Doorstep,
-    waiting: Line,
+    waiting: Line<Prompt>,
     full_since: Option<Instant>,
     stop: CancellationToken,
 }
@@ -49,10 +49,10 @@ impl Puller {
         Ok(Self {
             slots: Slots::new(known.settings.concurrency),
             unanswered: Arc::new(Unanswered::new(shared.deps.config.background.max_unanswered)),
-            doorstep: shared.deps.eager.doorstep(&known.handler.job_type),
+            doorstep: shared.deps.eager.doorstep(&shared, &known.handler.job_type),
             known,
             lanes,
-            waiting: Line::default(),
+            waiting: Line::new(),
             full_since: None,
             stop,
             shared,
@@ -66,12 +66,12 @@ impl Puller {
         let mut is_paused = false;
         types.mark_changed();
         loop {
-            self.take_handed();
+            self.take_won(is_paused);
             self.start_waiting();
             if !is_paused {
                 self.ask().await;
             }
-            self.doorstep.allow(if is_paused { 0 } else { self.room_for_handed() });
+            self.doorstep.allow(if is_paused { 0 } else { self.room_for_new() });
             let [high, normal, low] = &mut self.lanes;
             tokio::select! {
                 biased;
@@ -103,21 +103,24 @@ impl Puller {
 
     fn take_in(&mut self, lane: usize, delivery: Option<Delivery>) {
         if let Some(delivery) = delivery {
-            self.waiting.push(lane, Prompt::Message(delivery));
+            self.waiting.push(lane, Source::Broker, Prompt::Message(delivery));
         }
     }
 
-    fn take_handed(&mut self) {
-        for handed in self.doorstep.take() {
-            self.waiting.push(handed.lane() as usize, Prompt::Handed(handed));
+    fn take_won(&mut self, is_paused: bool) {
+        for won in self.doorstep.take() {
+            match is_paused {
+                false => self.waiting.push(won.lane() as usize, Source::Here, Prompt::Won(won)),
+                true => won.go_back(),
+            }
         }
-        for (lane, turned_away) in self.lanes.iter_mut().zip(self.doorstep.turned_away()) {
-            lane.note_published(turned_away);
+        for (lane, published) in self.lanes.iter_mut().zip(self.doorstep.published()) {
+            lane.note_published(published);
         }
     }
 
     /// How many jobs that are asked for here may start here at once, or nearly so: none while others wait, which were there before.
-    fn room_for_handed(&self) -> usize {
+    fn room_for_new(&self) -> usize {
         if !self.shared.deps.config.worker.eager || self.waiting.has_messages() {
             return 0;
         }
@@ -126,10 +129,10 @@ impl Puller {
         on_the_way.map_or(0, |expected| room.saturating_sub(expected + self.waiting.len()))
     }
 
-    /// Whether messages are asked for that would find no room: jobs that were asked for here took it.
+    /// Whether messages are asked for that would find no room for long: jobs that were asked for here took it.
     fn must_withdraw(&self) -> bool {
         let asked = self.lanes.iter().any(|lane| lane.credit() > 0);
-        asked && self.slots.room() == 0 && self.waiting.is_empty()
+        asked && self.slots.room() == 0 && self.slots.line() == 0 && self.waiting.is_empty()
     }
 
     fn start_waiting(&mut self) {
@@ -171,7 +174,7 @@ impl Puller {
         for lane in &mut self.lanes {
             lane.withdraw().await?;
         }
-        self.nak_waiting().await;
+        self.give_back_waiting().await;
         Ok(())
     }
 
@@ -179,13 +182,13 @@ impl Puller {
     async fn hand_on(&mut self) {
         if self.full_since.is_some_and(|since| since.elapsed() > PATIENCE) {
             self.full_since = None;
-            self.nak_waiting().await;
+            self.give_back_waiting().await;
         }
     }
 
     /// At the end: what waits, and what is still on its way, goes back at once.
     async fn give_back(&mut self) {
-        self.nak_waiting().await;
+        self.give_back_waiting().await;
         self.doorstep.close();
         let on_its_way = self.lanes.iter().any(|lane| lane.credit() > 0);
         if on_its_way {
@@ -201,9 +204,12 @@ impl Puller {
         }
     }
 
-    async fn nak_waiting(&mut self) {
+    async fn give_back_waiting(&mut self) {
         for prompt in self.waiting.clear() {
-            prompt.split().1.nak(&self.shared.deps.broker, Duration::ZERO).await;
+            match prompt {
+                Prompt::Message(delivery) => delivery.split().1.nak(&self.shared.deps.broker, Duration::ZERO).await,
+                Prompt::Won(won) => won.go_back(),
+            }
         }
     }
 }

@@ -6,19 +6,23 @@ use std::{
 };
 
 use tokio::{
+    sync::SemaphorePermit,
     task::JoinHandle,
     time::{Instant, sleep, sleep_until},
 };
 
 use super::{
     Shared,
-    eager::Prompt,
-    running::{Run, StopCause},
+    eager::{Prompt, Won},
+    running::{InHand, Run, StopCause},
     slots::{Place, Slot},
     unanswered::Unanswered,
 };
 use crate::{
-    broker::{Broker, pull::AckHandle},
+    broker::{
+        Broker,
+        pull::{AckHandle, Delivery},
+    },
     faults::crash_point,
     handlers::{Ended, RunContext, context::Notes, result},
     job::{Failure, FailureKind, Outcome, Status, Verdict, Work, model::JobId, settle},
@@ -51,51 +55,71 @@ pub(crate) async fn carry_out(
     prompt: Prompt,
     place: Place,
 ) {
-    let broker = &shared.deps.broker;
-    let (wake_up, origin) = prompt.split();
-    let Ok(wake_up) = wake_up else {
-        tracing::warn!("removed a message on a job subject that is no wake-up");
-        if let Some(message) = origin.message() {
-            message.term(broker, "not a wake-up").await;
+    let (in_hand, job, _turn) = match prompt {
+        Prompt::Won(won) if shared.draining.load(Ordering::SeqCst) => return won.hand_back().await,
+        Prompt::Won(Won { in_hand, job }) => (in_hand, job, None),
+        Prompt::Message(delivery) => {
+            let Some(in_hand) = take(&shared, delivery).await else { return };
+            let Some((job, turn)) = claim(&shared, &in_hand.run).await else { return };
+            (in_hand, job, turn)
         }
-        return;
     };
-    let run = Arc::new(Run::new(wake_up.id, wake_up.job_type, origin));
-    let key = shared.running.add(run.clone());
-    carry_out_tracked(&shared, &known, &unanswered, &run, place).await;
-    run.let_go();
-    shared.running.remove(key);
+    carry_out_won(&shared, &known, &unanswered, &in_hand.run, job, place).await;
 }
 
-async fn carry_out_tracked(shared: &Arc<Shared>, known: &Known, unanswered: &Unanswered, run: &Arc<Run>, place: Place) {
-    let broker = &shared.deps.broker;
+async fn take(shared: &Arc<Shared>, delivery: Delivery) -> Option<InHand> {
+    let (wake_up, message) = delivery.split();
+    let Ok(wake_up) = wake_up else {
+        tracing::warn!("removed a message on a job subject that is no wake-up");
+        message.term(&shared.deps.broker, "not a wake-up").await;
+        return None;
+    };
+    let in_hand = InHand::new(shared, Run::new(wake_up.id, wake_up.job_type, Some(message)));
     if shared.draining.load(Ordering::SeqCst) {
-        run.let_go();
-        return run.origin.nak(broker, Duration::ZERO).await;
+        in_hand.run.let_go();
+        in_hand.run.nak(&shared.deps.broker, Duration::ZERO).await;
+        return None;
     }
+    Some(in_hand)
+}
+
+/// Wins the job, with what is to be held to the end of its run; or answers its message.
+async fn claim<'a>(shared: &'a Shared, run: &Arc<Run>) -> Option<(Box<Claimed>, Option<SemaphorePermit<'a>>)> {
     let mut claim = shared.claims.submit(run.clone()).await.unwrap_or_default();
-    // Held to the end of the run.
-    let mut _turn = None;
+    let mut turn = None;
     if let Some(Claim::Refused(Refused::Suspect)) = claim
-        && let Ok(turn) = shared.suspect.try_acquire()
+        && let Ok(free) = shared.suspect.try_acquire()
     {
-        _turn = Some(turn);
+        turn = Some(free);
         // Boxed, like all that is rare here: a task is as large as the largest thing that it may ever wait for.
         let claimed = Box::pin(shared.unheard.claim_alone(shared, run)).await;
         claim = claimed.inspect_err(|e| tracing::warn!("could not claim: {}", chain(e))).unwrap_or_default();
     }
-    let job = match claim {
-        Some(Claim::Won(job)) => job,
-        Some(Claim::Refused(refused)) => return Box::pin(refuse(shared, run, refused)).await,
-        None => {
-            run.let_go();
-            return run.origin.nak(broker, LATER).await;
-        }
+    let refused = match claim {
+        Some(Claim::Won(job)) => return Some((job, turn)),
+        Some(Claim::Refused(refused)) => Some(refused),
+        None => None,
     };
-    run.origin.claimed();
-    shared.watermarks.raise(&job);
-    let attempt = job.attempt as u16;
+    run.let_go();
+    let broker = &shared.deps.broker;
+    match (refused, &run.message) {
+        (Some(refused), Some(message)) => {
+            Box::pin(put_off(broker, message, run.id, refused, shared.deps.config.worker.lease)).await;
+        }
+        _ => run.nak(broker, LATER).await,
+    }
+    None
+}
 
+async fn carry_out_won(
+    shared: &Shared,
+    known: &Known,
+    unanswered: &Unanswered,
+    run: &Arc<Run>,
+    job: Box<Claimed>,
+    place: Place,
+) {
+    shared.watermarks.raise(&job);
     let (outcome, _unrecorded) = match slot_for(run, place).await {
         Ok(slot) => {
             let outcome = match run_handler(shared, known, run, &job).await {
@@ -109,19 +133,30 @@ async fn carry_out_tracked(shared: &Arc<Shared>, known: &Known, unanswered: &Una
     crash_point("after_effect");
     // What the handler said last belongs to the record as well.
     super::running::write_notes_of(shared, run).await;
+    let attempt = job.attempt as u16;
     let verdict = settle(attempt, job.max_attempts as u16, &known.settings.retry, outcome, rand::random());
-    let told = News::of(&verdict);
-    let has_message = run.origin.message().is_some();
-    let in_outbox =
-        |delay: Duration| !has_message || delay > LONGEST_NAK || !delay.is_zero() && unanswered.runs_short(job.lane());
-    let (wake_up, delay) = match &verdict {
-        Verdict::Retry { delay, .. } | Verdict::HandBack { delay } if in_outbox(*delay) => (WakeUp::Outbox, *delay),
-        Verdict::Retry { delay, .. } | Verdict::HandBack { delay } => {
+    let in_outbox = |delay: Duration| {
+        run.message.is_none() || delay > LONGEST_NAK || !delay.is_zero() && unanswered.runs_short(job.lane())
+    };
+    let wake_up = match &verdict {
+        Verdict::Retry { delay, .. } | Verdict::HandBack { delay } if in_outbox(*delay) => WakeUp::Outbox,
+        Verdict::Retry { .. } | Verdict::HandBack { .. } => {
             // Now and not when it is recorded: those that are recorded together would not know of one another.
             unanswered.note(job.lane());
-            (WakeUp::NotNeeded, *delay)
+            WakeUp::NotNeeded
         }
-        Verdict::Complete { .. } | Verdict::DeadLetter { .. } | Verdict::Cancel => (WakeUp::NotNeeded, Duration::ZERO),
+        Verdict::Complete { .. } | Verdict::DeadLetter { .. } | Verdict::Cancel => WakeUp::NotNeeded,
+    };
+    record(shared, run, &job, verdict, wake_up).await;
+}
+
+/// Records how a run has ended, tells it, and answers its message.
+async fn record(shared: &Shared, run: &Run, job: &Claimed, verdict: Verdict, wake_up: WakeUp) {
+    let broker = &shared.deps.broker;
+    let told = News::of(&verdict);
+    let delay = match &verdict {
+        Verdict::Retry { delay, .. } | Verdict::HandBack { delay } => *delay,
+        Verdict::Complete { .. } | Verdict::DeadLetter { .. } | Verdict::Cancel => Duration::ZERO,
     };
     let settlement = Settlement { id: job.id, run: job.run, verdict, wake_up };
     let recorded = shared.outcomes.submit(settlement).await;
@@ -129,15 +164,15 @@ async fn carry_out_tracked(shared: &Arc<Shared>, known: &Known, unanswered: &Una
     run.let_go();
     match recorded {
         Ok(Recorded::As(status)) => {
-            told.tell(broker, &subject_of(shared, &job), status).await;
+            told.tell(broker, &subject_of(shared, job), status).await;
             let in_outbox = status == Status::Pending && wake_up == WakeUp::Outbox;
             if status == Status::Failed || in_outbox {
                 shared.deps.relay.notify_one();
             }
             if status == Status::Pending && wake_up == WakeUp::NotNeeded {
-                run.origin.nak(broker, delay).await;
+                run.nak(broker, delay).await;
             } else {
-                run.origin.ack(broker).await;
+                run.ack(broker).await;
             }
         }
         // Somebody else holds the job and its message: neither ack nor nak is ours to give.
@@ -145,6 +180,14 @@ async fn carry_out_tracked(shared: &Arc<Shared>, known: &Known, unanswered: &Una
             tracing::warn!(job.id = %job.id, job.run = job.run, "lost the lease of job {}; its outcome was dropped", job.id);
         }
         Err(_) => {}
+    }
+}
+
+impl Won {
+    /// Sends it back, since it can't start here. Its attempt is not spent.
+    pub async fn hand_back(self) {
+        let Self { in_hand: InHand { run, shared, .. }, job } = &self;
+        record(shared, run, job, Verdict::HandBack { delay: Duration::ZERO }, WakeUp::Outbox).await;
     }
 }
 
@@ -156,17 +199,6 @@ async fn slot_for(run: &Run, place: Place) -> Result<Slot, Outcome> {
         slot = place.slot() => Ok(slot),
         _ = run.token.cancelled() => Err(by_cause(Some(CUT_OFF), run.cause()).unwrap_or(CUT_OFF)),
         _ = sleep(TURN) => Err(Outcome::Interrupted { delay: Duration::ZERO }),
-    }
-}
-
-async fn refuse(shared: &Shared, run: &Run, refused: Refused) {
-    run.let_go();
-    let broker = &shared.deps.broker;
-    match run.origin.message() {
-        Some(message) => put_off(broker, message, run.id, refused, shared.deps.config.worker.lease).await,
-        None if refused == Refused::Over => run.origin.ack(broker).await,
-        // By a message, which can be put off.
-        None => run.origin.nak(broker, Duration::ZERO).await,
     }
 }
 
@@ -283,7 +315,7 @@ async fn leave_outside(shared: &Shared, known: &Known, run: &Arc<Run>, job: &Cla
     run.let_go();
     // Else it is over already, or somebody else's, and the message with it.
     if ours {
-        run.origin.ack(&shared.deps.broker).await;
+        run.ack(&shared.deps.broker).await;
     }
 }
 

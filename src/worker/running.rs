@@ -14,11 +14,12 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Shared, eager::Origin};
+use super::Shared;
 use crate::{
     broker::{
         Broker,
         events::{Event, EventState},
+        pull::AckHandle,
     },
     handlers::context::Notes,
     store::notes::Note,
@@ -34,11 +35,12 @@ pub(crate) enum StopCause {
     Drain,
 }
 
-/// A handle on one prompt from its coming to its answer, and on the run that it may lead to.
+/// A handle on a job from its coming to its answer, and on the run that it may lead to.
 pub(crate) struct Run {
     pub id: Uuid,
     pub job_type: String,
-    pub origin: Origin,
+    /// What brought it, to be answered; a job that was won when it was written has none.
+    pub message: Option<AckHandle>,
     /// The handler's token.
     pub token: CancellationToken,
     cause: AtomicU8,
@@ -50,11 +52,11 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    pub fn new(id: Uuid, job_type: String, origin: Origin) -> Self {
+    pub fn new(id: Uuid, job_type: String, message: Option<AckHandle>) -> Self {
         Self {
             id,
             job_type,
-            origin,
+            message,
             token: CancellationToken::new(),
             cause: AtomicU8::new(0),
             claimed: Mutex::default(),
@@ -88,8 +90,22 @@ impl Run {
 
     async fn keep_alive(&self, broker: &Broker) {
         let alive = *self.keep_alive.lock().unwrap_or_else(PoisonError::into_inner);
-        if alive && let Some(message) = self.origin.message() {
+        if alive && let Some(message) = &self.message {
             message.progress(broker).await;
+        }
+    }
+
+    /// What brought it has done its work.
+    pub async fn ack(&self, broker: &Broker) {
+        if let Some(message) = &self.message {
+            message.ack(broker).await;
+        }
+    }
+
+    /// What brought it shall come again after `delay`.
+    pub async fn nak(&self, broker: &Broker, delay: Duration) {
+        if let Some(message) = &self.message {
+            message.nak(broker, delay).await;
         }
     }
 
@@ -103,7 +119,28 @@ impl Run {
     }
 }
 
-/// All prompts in hand. The key is a number of our own: one job may be in hand twice, by two messages.
+/// A run that this worker has in hand, until this is dropped.
+pub(crate) struct InHand {
+    pub run: Arc<Run>,
+    pub shared: Arc<Shared>,
+    key: u64,
+}
+
+impl InHand {
+    pub fn new(shared: &Arc<Shared>, run: Run) -> Self {
+        let run = Arc::new(run);
+        Self { key: shared.running.add(run.clone()), shared: shared.clone(), run }
+    }
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        self.run.let_go();
+        self.shared.running.remove(self.key);
+    }
+}
+
+/// All runs in hand. The key is a number of our own: one job may be in hand twice, by two messages.
 #[derive(Default)]
 pub(crate) struct Running {
     runs: Mutex<(u64, HashMap<u64, Arc<Run>>)>,
@@ -111,7 +148,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    pub fn add(&self, run: Arc<Run>) -> u64 {
+    fn add(&self, run: Arc<Run>) -> u64 {
         let mut runs = self.lock();
         runs.0 += 1;
         let key = runs.0;
@@ -119,7 +156,7 @@ impl Running {
         key
     }
 
-    pub fn remove(&self, key: u64) {
+    fn remove(&self, key: u64) {
         let mut runs = self.lock();
         runs.1.remove(&key);
         if runs.1.is_empty() {
@@ -127,7 +164,7 @@ impl Running {
         }
     }
 
-    /// The jobs of all prompts in hand.
+    /// The jobs of all runs in hand.
     pub fn ids(&self) -> HashSet<Uuid> {
         self.lock().1.values().map(|run| run.id).collect()
     }

@@ -21,7 +21,7 @@ use tokio::{
 const AHEAD: Duration = Duration::from_millis(10);
 /// Most jobs that are claimed ahead, whatever the pace: a few of the largest statements.
 const MOST_AHEAD: usize = 1000;
-/// How long a job that was handed over may be expected to wait for its place. It is a hint in memory until then.
+/// How long a job that was written as started here may be expected to wait for its place.
 const IN_LINE: Duration = Duration::from_millis(50);
 /// Most jobs that wait so, whatever the pace.
 const MOST_IN_LINE: usize = 4000;

@@ -11,6 +11,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::{
     books,
+    eager::until_eager,
     harness::{Place, Running, servers, until},
     load::Load,
     own::{OwnPostgres, Places, open_folder},
@@ -194,6 +195,30 @@ async fn a_job_whose_commit_got_no_answer_is_one_job_for_the_caller_who_asks_aga
     assert_eq!((&known.body["duplicate"], &known.body["jobId"]), (&json!(true), &json!(committed)));
     answers(&service).await;
     books::all_ran_once(&place, &service, &[committed]).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_was_to_start_and_whose_commit_got_no_answer_starts_later_and_once() {
+    let (place, proxy) = place_behind_proxy().await;
+    let service = place.start().await;
+    let beside = beside_the_wire(&place).await;
+    until_eager(&service).await;
+    proxy.set(Mode::LostAnswersTo("seventeen dogs"));
+    let request = json!({"type": "probe", "payload": {"note": "seventeen dogs"}}).to_string();
+    let unknown = service.ask("enqueue", request.as_str()).await;
+    assert_eq!(unknown.code(), Some("unavailable"), "{}", unknown.body);
+    let written = "SELECT id::text, status, run FROM queue.jobs";
+    let (id, status, run): (String, String, i64) = sqlx::query_as(written).fetch_one(&beside).await.unwrap();
+    assert_eq!((&*status, run), ("processing", 1), "as a run of a worker that does not know of it");
+    proxy.set(Mode::Cut);
+    proxy.set(Mode::Pass);
+    let ended = "SELECT attempt, run FROM queue.finished_jobs WHERE id = $1::uuid";
+    let ended: (i16, i64) =
+        until(async || sqlx::query_as(ended).bind(&id).fetch_optional(&beside).await.unwrap()).await;
+    assert_eq!(ended, (1, 2), "the run that nobody knew of costs no attempt");
+    place.journal.all_ran_once(&[id]);
+    answers(&service).await;
     service.stop().await;
 }
 

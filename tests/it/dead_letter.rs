@@ -132,7 +132,7 @@ async fn fail(store: &Store, payload: Value, errors: &[&str]) -> uuid::Uuid {
         key: None,
         trace: None,
     };
-    store.enqueue(&[job], Duration::from_secs(60)).await.unwrap();
+    store.enqueue(&[job], Duration::from_secs(60), None).await.unwrap();
     for (i, error) in errors.iter().enumerate() {
         let claims = store.claim(&[(id, "probe".into())], "nobody").await.unwrap().claims;
         let [Claim::Won(job)] = &claims[..] else { panic!("{claims:?}") };

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use queue_service::config::{AllowPrivate, TypeOverrides};
+use queue_service::{
+    config::{AllowPrivate, TypeOverrides},
+    store::enqueue::{Key, NewJob, Start},
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -13,7 +16,7 @@ use crate::{
 };
 
 /// Returns when a job has started without a message: before that the worker may not have said that it has room.
-async fn until_eager(service: &Running) {
+pub async fn until_eager(service: &Running) {
     until(|| async {
         let before = service.published().await;
         let id = service.probe(json!({})).await;
@@ -42,6 +45,75 @@ async fn a_job_starts_without_a_message_where_there_is_room_and_is_told_of_as_ot
     books::all_completed_once(&place, &service, &ids).await;
     assert_eq!(service.published().await, before);
     outbox_is_empty(&place).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_is_written_as_started_where_there_is_room_and_needs_no_claim() {
+    let (place, service) = start().await;
+    until_eager(&service).await;
+    let no_claim_may_happen = "
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''no claims today''; END';
+        CREATE TRIGGER refuse BEFORE UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION refuse()";
+    sqlx::raw_sql(no_claim_may_happen).execute(&place.database().await).await.unwrap();
+    let mut events = service.listen("events.>").await;
+    let id = service.probe(json!({})).await;
+    let seen = events.until_state("completed").await;
+    let seen: Vec<_> = seen.iter().map(|event| (event["state"].as_str().unwrap(), &event["attempt"])).collect();
+    assert_eq!(seen, [("enqueued", &json!(0)), ("started", &json!(1)), ("completed", &json!(1))]);
+    let keyed = json!({"type": "probe", "payload": {}, "idempotencyKey": "one", "tags": ["a", "b"]});
+    let first = service.enqueue(keyed.clone()).await;
+    let job = service.finished(&first).await;
+    assert_eq!((&job["attempts"], &job["tags"]), (&json!(1), &json!(["a", "b"])));
+    assert_eq!(service.enqueue(keyed).await, first, "the same key");
+    books::all_completed_once(&place, &service, &[id, first]).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_of_a_type_that_was_paused_meanwhile_does_not_start() {
+    let mut place = Place::new().await;
+    place.config.worker.enabled = false;
+    let service = place.start().await;
+    service.call("pauseType", json!({"type": "probe"})).await;
+    let store = place.store().await;
+    for key in [None, Some(Key { text: "one".into(), content_hash: [0; 32] })] {
+        let jobs = [NewJob { key, ..crate::plans::job(0) }];
+        let start = Start { worker_id: "somebody", claim: uuid::Uuid::now_v7(), places: vec![true] };
+        let batch = store.enqueue(&jobs, Duration::ZERO, Some(&start)).await.unwrap();
+        assert_eq!((batch.started.len(), batch.due), (0, vec![0]));
+        let job = service.job(&jobs[0].id.to_string()).await;
+        assert_eq!((&job["status"], &job["attempts"]), (&json!("pending"), &json!(0)));
+    }
+    store.close().await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn those_whose_turn_does_not_come_go_back_and_have_spent_no_attempt() {
+    let mut place = Place::new().await;
+    place.config.types.insert("probe".into(), TypeOverrides { concurrency: Some(4), ..TypeOverrides::default() });
+    let service = place.start().await;
+    // So that quick ends are expected of the next ones as well, and some may wait for them.
+    let mut ids = Vec::new();
+    for _ in 0..100 {
+        let id = service.probe(json!({})).await;
+        service.finished(&id).await;
+        ids.push(id);
+    }
+    let probe = |payload: Value| json!({"type": "probe", "payload": payload});
+    let mut jobs = vec![probe(json!({"wait": true})); 4];
+    jobs.extend(vec![probe(json!({})); 40]);
+    let answer = service.call("enqueueMany", json!({"jobs": jobs})).await;
+    ids.extend(answer["results"].as_array().unwrap().iter().map(|job| job["jobId"].as_str().unwrap().to_owned()));
+    let database = place.database().await;
+    // Runs that have never begun.
+    let back = "SELECT count(*) FROM jobs WHERE status = 'pending' AND attempt = 0 AND run > 0";
+    until(|| async { (sqlx::query_scalar::<_, i64>(back).fetch_one(&database).await.unwrap() > 0).then_some(()) })
+        .await;
+    place.journal.release();
+    let attempts = books::all_completed_once(&place, &service, &ids).await;
+    assert!(attempts.values().all(|attempt| *attempt == 1), "{attempts:?}");
     service.stop().await;
 }
 

@@ -145,7 +145,7 @@ async fn lost(place: &Place, store: &Store, max_attempts: u16) -> uuid::Uuid {
         key: None,
         trace: None,
     };
-    let batch = store.enqueue(std::slice::from_ref(&job), PATIENCE).await.unwrap();
+    let batch = store.enqueue(std::slice::from_ref(&job), PATIENCE, None).await.unwrap();
     let mut connection = place.database().await.acquire().await.unwrap();
     heartbeat(&mut connection, "the-late-one", PATIENCE, &Default::default()).await.unwrap();
     let round = store.claim(&[(job.id, "probe".into())], "the-late-one").await.unwrap();

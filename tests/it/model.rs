@@ -12,7 +12,7 @@ use queue_service::{
         Store,
         cancel::Cancel,
         claim::{Claim, Refused},
-        enqueue::{Due, NewJob},
+        enqueue::{Batch, Due, NewJob, Start},
         finish::{Recorded, Retried, Settlement, WakeUp},
         workers::heartbeat,
     },
@@ -28,17 +28,38 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// What two workers, a sweeper, an operator and the time may do. `late`: by the holder of the run before.
 #[derive(Clone, Copy, Debug)]
 enum Move {
-    Claim { worker: usize },
-    Die { worker: usize },
+    Claim {
+        worker: usize,
+    },
+    Die {
+        worker: usize,
+    },
     Sweep,
-    Succeed { late: bool },
-    Fail { late: bool, permanent: bool, delayed: bool },
-    HandBack { late: bool },
-    Stopped { late: bool },
+    Succeed {
+        late: bool,
+    },
+    Fail {
+        late: bool,
+        permanent: bool,
+        delayed: bool,
+    },
+    HandBack {
+        late: bool,
+    },
+    Stopped {
+        late: bool,
+    },
     Cancel,
     RetryByHand,
-    EnqueueAgain,
+    /// `start`: as the first run of this worker.
+    EnqueueAgain {
+        start: Option<usize>,
+    },
     TimePasses,
+}
+
+fn start() -> impl Strategy<Value = Option<usize>> {
+    prop::option::of(0..2_usize)
 }
 
 fn moves() -> impl Strategy<Value = Move> {
@@ -54,7 +75,7 @@ fn moves() -> impl Strategy<Value = Move> {
         2 => late().prop_map(|late| Move::Stopped { late }),
         2 => Just(Move::Cancel),
         2 => Just(Move::RetryByHand),
-        1 => Just(Move::EnqueueAgain),
+        1 => start().prop_map(|start| Move::EnqueueAgain { start }),
         3 => Just(Move::TimePasses),
     ]
 }
@@ -105,6 +126,13 @@ impl Real {
     async fn beat(&self, worker: usize, lease: Duration) {
         let mut connection = self.pool.acquire().await.unwrap();
         heartbeat(&mut connection, &self.workers[worker], lease, &Default::default()).await.unwrap();
+    }
+
+    /// Writes the job; `start`: as the first run of this worker.
+    async fn enqueue(&self, start: Option<usize>) -> Batch {
+        let start =
+            start.map(|worker| Start { worker_id: &self.workers[worker], claim: Uuid::now_v7(), places: vec![true] });
+        self.store.enqueue(std::slice::from_ref(&self.job), HOUR, start.as_ref()).await.unwrap()
     }
 
     async fn record(&self, run: i64, verdict: Verdict) -> Recorded {
@@ -199,10 +227,10 @@ async fn make(real: &Real, model: &mut Model, next: Move) {
             assert_eq!(model.step(Event::RetryByHand).is_ok(), done);
             model.due |= done;
         }
-        Move::EnqueueAgain => {
+        Move::EnqueueAgain { start } => {
             // As after an answer that got lost. A finished job's id is not looked for; its caller was answered long ago.
             if !model.state.status.is_final() {
-                real.store.enqueue(std::slice::from_ref(&real.job), HOUR).await.unwrap();
+                real.enqueue(start).await;
             }
         }
         Move::TimePasses => {
@@ -241,7 +269,7 @@ async fn the_database_makes_the_moves_that_the_rules_allow_and_no_others() {
     let (store, pool) = (place.store().await, place.database().await);
     let runtime = tokio::runtime::Handle::current();
     let letters = std::cell::Cell::new(0);
-    let case = async |max_attempts: u16, moves: Vec<Move>| {
+    let case = async |max_attempts: u16, first: Option<usize>, moves: Vec<Move>| {
         let job = NewJob {
             id: Uuid::now_v7(),
             job_type: JobType::new("probe").unwrap(),
@@ -254,11 +282,18 @@ async fn the_database_makes_the_moves_that_the_rules_allow_and_no_others() {
             key: None,
             trace: None,
         };
-        store.enqueue(std::slice::from_ref(&job), HOUR).await.unwrap();
         let workers = [0, 1].map(|n| format!("worker-{n}-of-{}", job.id));
         let real = Real { store: store.clone(), pool: pool.clone(), workers, job };
         let state = State { status: Status::Pending, attempt: 0, max_attempts, run: 0, cancel_requested: false };
         let mut model = Model { state, holder: None, alive: [false; 2], due: true, errors: 0, letters: 0 };
+        let batch = real.enqueue(first).await;
+        assert_eq!((batch.due.len(), batch.started.len()), if first.is_some() { (0, 1) } else { (1, 0) });
+        if let Some(worker) = first {
+            real.beat(worker, HOUR).await;
+            model.alive[worker] = true;
+            model.step(Event::Claim { due: true }).unwrap();
+            model.holder = Some(worker);
+        }
         compare(&real, &model).await;
         for next in moves {
             make(&real, &mut model, next).await;
@@ -266,10 +301,10 @@ async fn the_database_makes_the_moves_that_the_rules_allow_and_no_others() {
         letters.set(letters.get() + model.letters);
     };
     let config = ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() };
-    let sequences = (1..4_u16, prop::collection::vec(moves(), 1..40));
+    let sequences = (1..4_u16, start(), prop::collection::vec(moves(), 1..40));
     tokio::task::block_in_place(|| {
-        let run = TestRunner::new(config).run(&sequences, |(max_attempts, moves)| {
-            runtime.block_on(case(max_attempts, moves));
+        let run = TestRunner::new(config).run(&sequences, |(max_attempts, first, moves)| {
+            runtime.block_on(case(max_attempts, first, moves));
             Ok(())
         });
         run.unwrap_or_else(|e| panic!("{e}"));

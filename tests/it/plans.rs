@@ -8,7 +8,7 @@ use queue_service::{
         Store,
         claim::Claim,
         counts::Among,
-        enqueue::{Due, Enqueued, Key, NewJob},
+        enqueue::{Due, Enqueued, Key, NewJob, Start},
         finish::{Retried, Settlement, WakeUp},
         notes::Note,
         query::{Filter, Include, Wanted},
@@ -26,7 +26,7 @@ const FINISHED: &str = "
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-fn job(n: usize) -> NewJob {
+pub fn job(n: usize) -> NewJob {
     NewJob {
         id: uuid::Uuid::now_v7(),
         job_type: JobType::new("probe").unwrap(),
@@ -51,15 +51,21 @@ async fn no_statement_of_the_hot_path_walks_through_a_table() {
     let place = Place::new().await;
     let store = place.store().await;
     let jobs: Vec<NewJob> = (0..300).map(job).collect();
-    store.enqueue(&jobs, HOUR).await.unwrap();
+    store.enqueue(&jobs, HOUR, None).await.unwrap();
     let again: Vec<NewJob> = (0..300).map(job).collect();
-    let outcomes = store.enqueue(&again, HOUR).await.unwrap().outcomes;
+    let outcomes = store.enqueue(&again, HOUR, None).await.unwrap().outcomes;
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Enqueued::Duplicate { .. })));
     let plain: Vec<NewJob> = (0..300).map(plain).collect();
     // The second time as after an answer that got lost.
     for _ in 0..2 {
-        let outcomes = store.enqueue(&plain, HOUR).await.unwrap().outcomes;
+        let outcomes = store.enqueue(&plain, HOUR, None).await.unwrap().outcomes;
         assert!(outcomes.iter().all(|outcome| matches!(outcome, Enqueued::Accepted)));
+    }
+    for kind in [self::plain, job] {
+        let jobs: Vec<NewJob> = (300..600).map(kind).collect();
+        let start = Start { worker_id: "worker", claim: uuid::Uuid::now_v7(), places: vec![true; jobs.len()] };
+        let batch = store.enqueue(&jobs, HOUR, Some(&start)).await.unwrap();
+        assert_eq!((batch.started.len(), batch.due.len()), (300, 0));
     }
     let wanted: Vec<_> = jobs.iter().map(|job| (job.id, "probe".to_owned())).collect();
     for round in 0..2 {
@@ -118,7 +124,7 @@ async fn rows_are_found_by_id_also_when_the_table_was_empty_at_its_last_vacuum()
     let store = place.store().await;
     let jobs: Vec<NewJob> = (0..WAITING).map(plain).collect();
     for jobs in jobs.chunks(1000) {
-        store.enqueue(jobs, HOUR).await.unwrap();
+        store.enqueue(jobs, HOUR, None).await.unwrap();
     }
     for some in jobs.chunks(20).take(8) {
         let wanted: Vec<_> = some.iter().map(|job| (job.id, "probe".to_owned())).collect();
@@ -197,7 +203,7 @@ async fn a_claim_finds_room_on_the_page_of_its_row_and_goes_into_no_index() {
     let place = Place::new().await;
     let store = place.store().await;
     let jobs: Vec<NewJob> = (0..500).map(plain).collect();
-    store.enqueue(&jobs, HOUR).await.unwrap();
+    store.enqueue(&jobs, HOUR, None).await.unwrap();
     let wanted: Vec<_> = jobs.iter().map(|job| (job.id, "probe".to_owned())).collect();
     store.claim(&wanted, "the-name-of-a-host-12345-0123abcd").await.unwrap();
     // What connections have counted is told when they end.
@@ -262,7 +268,7 @@ async fn a_list_of_what_runs_reads_nothing_of_what_waits() {
     let store = place.store().await;
     let jobs: Vec<NewJob> = (0..WAITING).map(plain).collect();
     for jobs in jobs.chunks(1000) {
-        store.enqueue(jobs, HOUR).await.unwrap();
+        store.enqueue(jobs, HOUR, None).await.unwrap();
     }
     // The oldest, as it is in life: whoever reads from the newest on meets them last.
     let wanted: Vec<_> = jobs[..5].iter().map(|job| (job.id, "probe".to_owned())).collect();
