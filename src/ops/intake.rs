@@ -23,7 +23,7 @@ use crate::{
     flow::{Batcher, Budget, batcher::Size},
     store::{
         ANSWER, Error, Store,
-        enqueue::{Batch, Enqueued, NewJob},
+        enqueue::{Batch, Due, Enqueued, NewJob},
     },
     worker::eager::{Eager, Starts},
 };
@@ -178,19 +178,16 @@ impl Lane {
     /// Tells the worker here and the broker, without the callers waiting for it: their jobs are safe already.
     fn announce(self: &Arc<Self>, jobs: Vec<NewJob>, batch: Batch, starts: Starts, turn: Option<OwnedSemaphorePermit>) {
         starts.note(&batch.started);
-        let Some(turn) = turn else {
-            self.relay.notify_one();
-            return starts.leave(jobs, &batch.started);
-        };
-        if jobs.iter().any(|job| job.due != crate::store::enqueue::Due::Now) {
+        if turn.is_none() || jobs.iter().any(|job| job.due != Due::Now) {
             self.relay.notify_one();
         }
         let lane = self.clone();
         self.tasks.spawn(async move {
             // On the same connection and before the wake-ups, so that nobody sees a job start before it was there.
             lane.broker.emit(&events(&jobs, &batch, starts.worker_id())).await;
-            let wake_ups = lane.wake_ups(&jobs, &batch.due);
+            let wake_ups = turn.is_some().then(|| lane.wake_ups(&jobs, &batch.due));
             starts.leave(jobs, &batch.started);
+            let Some(wake_ups) = wake_ups else { return };
             let all_acked = lane.publisher.publish(wake_ups).await.into_iter().all(|acked| acked);
             crash_point("after_publish");
             drop(turn);
