@@ -10,6 +10,7 @@ mod line;
 mod lineup;
 pub(crate) mod outcomes;
 mod puller;
+mod record;
 pub(crate) mod run;
 mod running;
 mod slots;

@@ -14,6 +14,7 @@ use tokio::{
 use super::{
     Shared,
     eager::{Prompt, Won},
+    record::record,
     running::{InHand, Run, StopCause},
     slots::{Place, Slot},
     unanswered::Unanswered,
@@ -25,14 +26,11 @@ use crate::{
     },
     faults::crash_point,
     handlers::{Ended, RunContext, context::Notes, result},
-    job::{Failure, FailureKind, Outcome, Status, Verdict, Work, model::JobId, settle},
-    ops::{
-        error::chain,
-        news::{About, News},
-    },
+    job::{Failure, FailureKind, Outcome, Verdict, Work, model::JobId, settle},
+    ops::error::chain,
     store::{
         claim::{Claim, Claimed, Refused},
-        finish::{Recorded, Settlement, WakeUp},
+        finish::WakeUp,
     },
     types::Known,
 };
@@ -148,47 +146,6 @@ async fn carry_out_won(
         Verdict::Complete { .. } | Verdict::DeadLetter { .. } | Verdict::Cancel => WakeUp::NotNeeded,
     };
     record(shared, run, &job, verdict, wake_up).await;
-}
-
-/// Records how a run has ended, tells it, and answers its message.
-async fn record(shared: &Shared, run: &Run, job: &Claimed, verdict: Verdict, wake_up: WakeUp) {
-    let broker = &shared.deps.broker;
-    let told = News::of(&verdict);
-    let delay = match &verdict {
-        Verdict::Retry { delay, .. } | Verdict::HandBack { delay } => *delay,
-        Verdict::Complete { .. } | Verdict::DeadLetter { .. } | Verdict::Cancel => Duration::ZERO,
-    };
-    let settlement = Settlement { id: job.id, run: job.run, verdict, wake_up };
-    let recorded = shared.outcomes.submit(settlement).await;
-    crash_point("after_finish_commit");
-    run.let_go();
-    match recorded {
-        Ok(Recorded::As(status)) => {
-            told.tell(broker, &subject_of(shared, job), status).await;
-            let in_outbox = status == Status::Pending && wake_up == WakeUp::Outbox;
-            if status == Status::Failed || in_outbox {
-                shared.deps.relay.notify_one();
-            }
-            if status == Status::Pending && wake_up == WakeUp::NotNeeded {
-                run.nak(broker, delay).await;
-            } else {
-                run.ack(broker).await;
-            }
-        }
-        // Somebody else holds the job and its message: neither ack nor nak is ours to give.
-        Ok(Recorded::LeaseLost) => {
-            tracing::warn!(job.id = %job.id, job.run = job.run, "lost the lease of job {}; its outcome was dropped", job.id);
-        }
-        Err(_) => {}
-    }
-}
-
-impl Won {
-    /// Sends it back, since it can't start here. Its attempt is not spent.
-    pub async fn hand_back(self) {
-        let Self { in_hand: InHand { run, shared, .. }, job } = &self;
-        record(shared, run, job, Verdict::HandBack { delay: Duration::ZERO }, WakeUp::Outbox).await;
-    }
 }
 
 /// The turn of a claimed job; or what becomes of it when it is stopped before, or its turn does not come: others may have
@@ -344,10 +301,6 @@ impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
-}
-
-fn subject_of<'a>(shared: &'a Shared, job: &'a Claimed) -> About<'a> {
-    About { id: job.id, job_type: &job.r#type, attempt: job.attempt as u16, worker_id: &shared.id }
 }
 
 #[cfg(test)]
