@@ -67,13 +67,7 @@ async fn jobs_are_taken_while_the_stream_of_wake_ups_is_full_and_run_as_it_drain
     place.config.nats.store = bytesize::ByteSize::kib(128);
     place.config.worker.enabled = false;
     let door = place.start().await;
-    let jobs: Vec<Value> = (0..1000).map(|_| json!({"type": "probe", "payload": {}})).collect();
-    let mut ids = Vec::new();
-    for _ in 0..2 {
-        let results = door.call("enqueueMany", json!({"jobs": jobs})).await;
-        let accepted = results["results"].as_array().unwrap().iter();
-        ids.extend(accepted.map(|result| result["jobId"].as_str().unwrap().to_owned()));
-    }
+    let ids = door.enqueue_many(vec![json!({"type": "probe", "payload": {}}); 2000]).await;
     place.config.worker.enabled = true;
     place.config.worker.concurrency = 500;
     let worker = place.start().await;

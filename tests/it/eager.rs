@@ -104,8 +104,7 @@ async fn those_whose_turn_does_not_come_go_back_and_have_spent_no_attempt() {
     let probe = |payload: Value| json!({"type": "probe", "payload": payload});
     let mut jobs = vec![probe(json!({"wait": true})); 4];
     jobs.extend(vec![probe(json!({})); 40]);
-    let answer = service.call("enqueueMany", json!({"jobs": jobs})).await;
-    ids.extend(answer["results"].as_array().unwrap().iter().map(|job| job["jobId"].as_str().unwrap().to_owned()));
+    ids.extend(service.enqueue_many(jobs).await);
     let database = place.database().await;
     // Runs that have never begun.
     let back = "SELECT count(*) FROM jobs WHERE status = 'pending' AND attempt = 0 AND run > 0";

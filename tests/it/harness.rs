@@ -8,6 +8,7 @@ use std::{
 
 use futures_util::StreamExt;
 use queue_service::{
+    broker::Broker,
     config::Config,
     dev::{Servers, nats::PortChoice, postgres::Durability},
     handlers::{Registry, clients::install_crypto, registry},
@@ -126,6 +127,13 @@ impl Place {
         store
     }
 
+    /// A connection to this test's part of the broker, for tests that are a worker themselves.
+    pub async fn broker(&self) -> Broker {
+        let broker = Broker::connect(&self.config.nats, &self.config.background).await.unwrap();
+        until(async || broker.is_connected().then_some(())).await;
+        broker
+    }
+
     /// A connection to this test's database, with its schema on the search path.
     pub async fn database(&self) -> sqlx::PgPool {
         let options: sqlx::postgres::PgConnectOptions = self.config.database.url.parse().unwrap();
@@ -195,6 +203,19 @@ impl Running {
 
     pub async fn enqueue(&self, request: Value) -> String {
         self.call("enqueue", request).await["jobId"].as_str().unwrap().to_owned()
+    }
+
+    /// Enqueues many, a thousand a request, and gives their ids.
+    pub async fn enqueue_many(&self, jobs: Vec<Value>) -> Vec<String> {
+        let mut ids = Vec::new();
+        for part in jobs.chunks(1000) {
+            let reply = self.call("enqueueMany", json!({"jobs": part})).await;
+            let results = reply["results"].as_array().unwrap();
+            ids.extend(
+                results.iter().map(|result| result["jobId"].as_str().unwrap_or_else(|| panic!("{result}")).to_owned()),
+            );
+        }
+        ids
     }
 
     pub async fn job(&self, id: &str) -> Value {

@@ -2,22 +2,18 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use queue_service::{
-    broker::{Broker, pull::LanePull},
-    job::Lane,
-};
+use queue_service::{broker::pull::LanePull, job::Lane};
 use serde_json::json;
 
-use crate::harness::{PATIENCE, Place, until};
+use crate::harness::{PATIENCE, Place};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_found_nothing_says_so_and_is_made_again_at_once() {
     let mut place = Place::new().await;
     place.config.worker.enabled = false;
     let service = place.start().await;
-    let broker = Broker::connect(&place.config.nats, &place.config.background).await.unwrap();
+    let broker = place.broker().await;
     let [_, mut normal, _] = LanePull::open_all(&broker, "probe").await.unwrap();
-    until(async || broker.is_connected().then_some(())).await;
     normal.request(1).await;
     assert_eq!((normal.lane, normal.credit()), (Lane::Normal, 1));
     // The broker forgets it after five seconds.
@@ -40,13 +36,9 @@ async fn what_is_on_its_way_when_requests_are_taken_back_is_there_again_at_once(
     // What got lost on its way would come again far too late.
     place.config.background.ack_wait = Duration::from_secs(3600);
     let service = place.start().await;
-    for _ in 0..4 {
-        let jobs = vec![json!({"type": "probe", "payload": {}}); 1000];
-        service.call("enqueueMany", json!({"jobs": jobs})).await;
-    }
-    let broker = Broker::connect(&place.config.nats, &place.config.background).await.unwrap();
+    service.enqueue_many(vec![json!({"type": "probe", "payload": {}}); 4000]).await;
+    let broker = place.broker().await;
     let [_, mut normal, _] = LanePull::open_all(&broker, "probe").await.unwrap();
-    until(async || broker.is_connected().then_some(())).await;
     let mut seen = HashSet::new();
     for _ in 0..4 {
         normal.request(4000).await;

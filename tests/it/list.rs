@@ -116,8 +116,7 @@ async fn pages_by_cursor_show_every_job_once_while_others_come_and_finish() {
             _ => json!({"type": "probe", "payload": {"wait": true}}),
         };
         let jobs: Vec<Value> = (0..23).map(|i| job(i + n)).collect();
-        let reply = service.call("enqueueMany", json!({"jobs": jobs})).await;
-        all.extend(reply["results"].as_array().unwrap().iter().map(|r| r["jobId"].as_str().unwrap().to_owned()));
+        all.extend(service.enqueue_many(jobs).await);
     }
     let mut seen = Vec::new();
     let mut cursor = Value::Null;

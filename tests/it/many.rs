@@ -79,18 +79,6 @@ async fn siblings(service: &Running, gate: &watch::Receiver<bool>) -> Arc<Atomic
     begun
 }
 
-async fn enqueue_many(service: &Running, jobs: Vec<Value>) -> Vec<String> {
-    let mut ids = Vec::new();
-    for part in jobs.chunks(1000) {
-        let reply = service.call("enqueueMany", json!({"jobs": part})).await;
-        let results = reply["results"].as_array().unwrap();
-        ids.extend(
-            results.iter().map(|result| result["jobId"].as_str().unwrap_or_else(|| panic!("{result}")).to_owned()),
-        );
-    }
-    ids
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn hundreds_of_types_that_were_found_all_get_their_jobs_done() {
     let (_place, service) = start().await;
@@ -102,7 +90,7 @@ async fn hundreds_of_types_that_were_found_all_get_their_jobs_done() {
         (found == names.len()).then_some(())
     })
     .await;
-    let ids = enqueue_many(&service, names.iter().map(|name| json!({"type": name, "payload": {}})).collect()).await;
+    let ids = service.enqueue_many(names.iter().map(|name| json!({"type": name, "payload": {}})).collect()).await;
     let done: Vec<Value> = stream::iter(&ids).map(|id| service.finished(id)).buffered(AT_ONCE).collect().await;
     for (name, job) in names.iter().zip(&done) {
         assert_eq!((&job["status"], &job["result"], &job["attempts"]), (&json!("completed"), &json!(name), &json!(1)));
@@ -116,7 +104,7 @@ async fn two_thousand_handlers_that_are_all_stuck_hold_up_no_other_type() {
     service.call("registerType", json!({"type": "shared", "handler": "nats", "timeout": "10m"})).await;
     let (open, gate) = watch::channel(false);
     let begun = siblings(&service, &gate).await;
-    let ids = enqueue_many(&service, vec![json!({"type": "shared", "payload": {}}); SIBLINGS]).await;
+    let ids = service.enqueue_many(vec![json!({"type": "shared", "payload": {}}); SIBLINGS]).await;
     // As many as one process runs of a type at a time.
     let limit = service.config.worker.concurrency;
     until(|| async { (begun.load(Ordering::Relaxed) >= limit).then_some(()) }).await;

@@ -25,36 +25,20 @@ use crate::harness::Place;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// What two workers, a sweeper, an operator and the time may do. `late`: by the holder of the run before.
+/// What two workers, a sweeper, an operator and the time may do. `late`: by the holder of the run before. `start`: as the
+/// first run of this worker.
 #[derive(Clone, Copy, Debug)]
 enum Move {
-    Claim {
-        worker: usize,
-    },
-    Die {
-        worker: usize,
-    },
+    Claim { worker: usize },
+    Die { worker: usize },
     Sweep,
-    Succeed {
-        late: bool,
-    },
-    Fail {
-        late: bool,
-        permanent: bool,
-        delayed: bool,
-    },
-    HandBack {
-        late: bool,
-    },
-    Stopped {
-        late: bool,
-    },
+    Succeed { late: bool },
+    Fail { late: bool, permanent: bool, delayed: bool },
+    HandBack { late: bool },
+    Stopped { late: bool },
     Cancel,
     RetryByHand,
-    /// `start`: as the first run of this worker.
-    EnqueueAgain {
-        start: Option<usize>,
-    },
+    EnqueueAgain { start: Option<usize> },
     TimePasses,
 }
 

@@ -67,9 +67,7 @@ async fn handlers_that_block_every_thread_for_longer_than_the_lease_are_not_take
     // More than the runtime has threads; handed in together, since the first ones keep the service from answering.
     let threads = std::thread::available_parallelism().unwrap().get() + 1;
     let job = json!({"type": "probe", "payload": {"blockMs": block.as_millis() as u64}});
-    let accepted = service.call("enqueueMany", json!({"jobs": vec![job; threads]})).await;
-    let results = accepted["results"].as_array().unwrap().iter();
-    let ids: Vec<String> = results.map(|job| job["jobId"].as_str().unwrap().to_owned()).collect();
+    let ids = service.enqueue_many(vec![job; threads]).await;
     // Nobody else is there to take them over, so this process must not do it itself when it wakes up.
     let attempts = books::all_completed_once(&place, &service, &ids).await;
     assert!(attempts.values().all(|attempt| *attempt == 1), "{attempts:?}");

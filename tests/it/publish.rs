@@ -1,9 +1,9 @@
 //! Wake-ups on their way to the broker.
 
-use queue_service::broker::{Broker, Publisher, publish::Outgoing};
+use queue_service::broker::{Publisher, publish::Outgoing};
 use uuid::Uuid;
 
-use crate::harness::{Place, until};
+use crate::harness::Place;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_waits_for_its_turn_and_is_not_taken_for_an_outage() {
@@ -14,8 +14,7 @@ async fn a_flood_waits_for_its_turn_and_is_not_taken_for_an_outage() {
     place.config.nats.store = bytesize::ByteSize::mib(128);
     // Makes the streams.
     let service = place.start().await;
-    let broker = Broker::connect(&place.config.nats, &place.config.background).await.unwrap();
-    until(async || broker.is_connected().then_some(())).await;
+    let broker = place.broker().await;
     let publisher = Publisher::start(broker.jetstream.clone()).await.unwrap();
     let mut floods = tokio::task::JoinSet::new();
     for _ in 0..AT_ONCE {

@@ -218,9 +218,7 @@ async fn jobs_that_wait_for_their_next_attempt_keep_no_new_ones_from_starting() 
     place.config.retry.base = Duration::from_secs(600);
     place.config.retry.max = Duration::from_secs(600);
     let service = place.start().await;
-    let failing = json!({"jobs": vec![json!({"type": "probe", "payload": {"fail": 1}}); 100]});
-    let accepted = service.call("enqueueMany", failing).await;
-    let ids: Vec<&str> = accepted["results"].as_array().unwrap().iter().map(|r| r["jobId"].as_str().unwrap()).collect();
+    let ids = service.enqueue_many(vec![json!({"type": "probe", "payload": {"fail": 1}}); 100]).await;
     for id in &ids {
         until(|| async { (service.job(id).await["attempts"] == 1).then_some(()) }).await;
     }
