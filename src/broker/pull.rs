@@ -172,9 +172,9 @@ impl LanePull {
         let (broker, expired) = (self.broker.clone(), self.asked + EXPIRES + QUIET);
         tokio::spawn(tokio::time::timeout_at(expired.into(), async move {
             while let Ok(Some(message)) = tokio::time::timeout(QUIET, former.next()).await {
-                let subject = message.reply.as_ref().filter(|_| message.status.is_none());
-                let subject = subject.map(ToString::to_string).unwrap_or_default();
-                AckHandle { subject, stamp: broker.stamp() }.nak(&broker, Duration::ZERO).await;
+                if message.status.is_none() {
+                    AckHandle::of(&message, &broker).nak(&broker, Duration::ZERO).await;
+                }
             }
         }));
         Ok(())
@@ -200,8 +200,7 @@ impl LanePull {
                 }
             } else {
                 self.credit = self.credit.saturating_sub(1);
-                let subject = message.reply.as_ref().map(ToString::to_string).unwrap_or_default();
-                let ack = AckHandle { subject, stamp: self.broker.stamp() };
+                let ack = AckHandle::of(&message, &self.broker);
                 self.left = ack.left_behind().unwrap_or_default();
                 return Some(Some((message, ack)));
             }
@@ -266,6 +265,11 @@ pub fn wake_up_body(id: Uuid, target: &str) -> Bytes {
 }
 
 impl AckHandle {
+    fn of(message: &Message, broker: &Broker) -> Self {
+        let subject = message.reply.as_ref().map(ToString::to_string).unwrap_or_default();
+        Self { subject, stamp: broker.stamp() }
+    }
+
     /// The message's place in its stream. Source of the form: NATS ADR-15, `$JS.ACK…<delivered>.<stream seq>.<consumer
     /// seq>.<time>.<left>`, with or without domain and account before.
     pub fn stream_sequence(&self) -> Option<u64> {

@@ -147,7 +147,7 @@ impl Lane {
                 }
                 // The ids are ours, so a repetition can't write a job twice, even if only the answer was lost.
                 Err(e) if e.is_transient() && since.elapsed() < PATIENCE => {
-                    std::mem::replace(&mut starts, Starts::none()).unheard();
+                    std::mem::take(&mut starts).unheard();
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
                 // One row that the database refuses must not harm its neighbours.
@@ -185,13 +185,15 @@ impl Lane {
         self.tasks.spawn(async move {
             // On the same connection and before the wake-ups, so that nobody sees a job start before it was there.
             lane.broker.emit(&events(&jobs, &batch, starts.worker_id())).await;
-            let wake_ups = turn.is_some().then(|| lane.wake_ups(&jobs, &batch.due));
+            // Without a turn they are the relay's.
+            let due = if turn.is_some() { &batch.due[..] } else { &[] };
+            lane.eager.note_published(&jobs, due);
+            let wake_ups = lane.wake_ups(&jobs, due);
             starts.leave(jobs, &batch.started);
-            let Some(wake_ups) = wake_ups else { return };
             let all_acked = lane.publisher.publish(wake_ups).await.into_iter().all(|acked| acked);
             crash_point("after_publish");
             drop(turn);
-            if !batch.due.is_empty() && all_acked {
+            if !due.is_empty() && all_acked {
                 let _ = lane.published.submit(batch.outbox_id).await;
             }
         });
@@ -199,7 +201,6 @@ impl Lane {
 
     /// The wake-ups of the jobs at these places.
     fn wake_ups(&self, jobs: &[NewJob], places: &[usize]) -> Vec<Outgoing> {
-        self.eager.note_published(jobs, places);
         let wake_up = |place: &usize| {
             let job = &jobs[*place];
             // Without a message id: the relay's have one. A wake-up that comes twice is refused by its claim. See docs/adr/0020.

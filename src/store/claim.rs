@@ -11,6 +11,7 @@ use super::{
     Error, Store,
     finish::{Retried, Settlement, WakeUp},
     sweep::Freed,
+    types::is_not_paused,
 };
 use crate::faults::{self, Mutant};
 use crate::job::{Lane, Trace, Verdict, model::JobId};
@@ -129,8 +130,9 @@ WITH claimed AS (
             clock_timestamp() + coalesce(j.timeout_ms, $6) * interval '1 millisecond' END
     WHERE j.id = ANY ($1::uuid[]) AND j.type = ($2::text[])[($8::int2[])[width_bucket(j.id, $1::uuid[])]]
       AND j.status = 'pending' AND j.run_at <= clock_timestamp() AND j.attempt < j.max_attempts
-      AND j.type <> ALL (ARRAY(SELECT type FROM job_types WHERE paused_at IS NOT NULL))
-      AND ($4 OR NOT "#,
+      AND j.type "#,
+    is_not_paused!(),
+    r#" AND ($4 OR NOT "#,
     suspect!(),
     r#")
     RETURNING j.id, j.type, j.priority, j.run, j.attempt, j.max_attempts, j.timeout_ms, j.run_at, j.payload, j.checkpoint,

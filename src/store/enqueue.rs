@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::{Error, Store};
+use super::{Error, Store, types::is_not_paused};
 use crate::faults::{self, Mutant};
 use crate::job::{JobType, Lane, Priority, Status, Trace, model::JobId};
 
@@ -95,32 +95,32 @@ pub struct Batch {
 /// Of an inserted job: when it runs, whether it is due, and whether it has started.
 type Inserted = (DateTime<Utc>, bool, bool);
 
-/// A batch: `keyed` comes to have the keys that are new, `wanted` are the jobs to insert, `later` looks after those not due yet;
-/// `starts` says which start, `run`, `worker` and `started_at` what their rows say, and `held` puts them on record.
+/// A batch: `keyed` comes to have the keys that are new, `wanted` are the jobs to insert, `later` looks after those not due yet. Of
+/// those that are to start (`$15`), by `starts`, the rows have `values` for further `columns`, and `held` puts them on record.
 macro_rules! insert {
     (
         keyed: $keyed:literal, wanted: $wanted:literal, later: $later:literal,
-        starts: $starts:literal, status: $status:literal, run: $run:literal, worker: $worker:literal,
-        started_at: $started_at:literal, held: $held:literal
+        starts: $starts:expr, columns: $columns:literal, values: $values:literal, held: $held:literal
     ) => {
         concat!(
             r#"
 WITH batch AS (
     SELECT b.*, CASE WHEN delay_us IS NOT NULL THEN now() + delay_us * interval '1 microsecond'
-                     ELSE greatest(at, now()) END AS due_at, "#,
+                     ELSE greatest(at, now()) END AS due_at"#,
             $starts,
-            r#" AS starts
+            r#"
     FROM unnest($1::uuid[], $2::text[], $3::text[], $4::int2[], $5::int2[], $6::int8[], $7::int8[],
                 $8::timestamptz[], $9::text[], $10::text[], $11::bytea[], $14::text[])
          WITH ORDINALITY AS b (id, type, payload, priority, max_attempts, timeout_ms, delay_us, at, tags, key, hash, traceparent, place)
 )"#,
             $keyed,
             r#", inserted AS (
-    INSERT INTO jobs (id, type, payload, priority, max_attempts, timeout_ms, tags, idempotency_key, run_at, traceparent,
-                      status, attempt, run, worker_id, started_at)
+    INSERT INTO jobs (id, type, payload, priority, max_attempts, timeout_ms, tags, idempotency_key, run_at, traceparent"#,
+            $columns,
+            r#")
     SELECT id, type, payload::json, priority, max_attempts, timeout_ms,
-           CASE WHEN tags IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(tags::json)) END, key, due_at, traceparent, "#,
-            $status, ", ", $run, ", ", $run, ", ", $worker, ", ", $started_at,
+           CASE WHEN tags IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(tags::json)) END, key, due_at, traceparent"#,
+            $values,
             r#"
     FROM batch "#,
             $wanted,
@@ -145,17 +145,16 @@ SELECT id, run_at, due, started FROM inserted"#
         )
     };
     (keyed: $keyed:literal, wanted: $wanted:literal, later: $later:literal) => {
-        insert!(keyed: $keyed, wanted: $wanted, later: $later, starts: "false", status: "'pending'", run: "0", worker: "NULL",
-                started_at: "NULL", held: "")
+        insert!(keyed: $keyed, wanted: $wanted, later: $later, starts: "", columns: "", values: "", held: "")
     };
     (keyed: $keyed:literal, wanted: $wanted:literal, later: $later:literal, starting) => {
         insert!(
             keyed: $keyed, wanted: $wanted, later: $later,
-            starts: "coalesce(($15::bool[])[place], false) AND type <> ALL (ARRAY(SELECT type FROM job_types WHERE paused_at IS NOT NULL))",
-            status: "CASE WHEN starts THEN 'processing' ELSE 'pending' END",
-            run: "starts::int",
-            worker: "CASE WHEN starts THEN $16 END",
-            started_at: "CASE WHEN starts THEN clock_timestamp() END",
+            starts: concat!(", coalesce(($15::bool[])[place], false) AND type ", is_not_paused!(), " AS starts"),
+            columns: ", status, attempt, run, worker_id, started_at",
+            values: r#",
+           CASE WHEN starts THEN 'processing' ELSE 'pending' END, starts::int, starts::int, CASE WHEN starts THEN $16 END,
+           CASE WHEN starts THEN clock_timestamp() END"#,
             held: r#", noted AS (
     INSERT INTO held (id, worker_id, job_ids) SELECT $17, $16, array_agg(id) FROM inserted WHERE started HAVING count(*) > 0
 )"#

@@ -2,6 +2,14 @@
 
 use super::{Error, Store};
 
+/// Which types may start jobs, as the end of a condition: for statements that start some.
+macro_rules! is_not_paused {
+    () => {
+        "<> ALL (ARRAY(SELECT type FROM job_types WHERE paused_at IS NOT NULL))"
+    };
+}
+pub(super) use is_not_paused;
+
 impl Store {
     /// Pauses or resumes a type, for all replicas and across restarts. Repeating it is harmless.
     ///

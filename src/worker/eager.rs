@@ -37,13 +37,12 @@ struct Step {
     rung: Notify,
 }
 
-#[derive(Default)]
-struct State {
+struct State<T = Won> {
     /// For how many more jobs there is room.
     room: usize,
     /// For how many it was taken that are being written.
     taken: usize,
-    left: Vec<Won>,
+    left: Vec<T>,
     /// By lane: how many go to the broker.
     published: [usize; 3],
     closed: bool,
@@ -57,6 +56,7 @@ pub(crate) struct Doorstep {
 }
 
 /// Room for jobs of one batch, taken before they are written. What it is not used for, it gives back when it is dropped.
+#[derive(Default)]
 pub(crate) struct Starts {
     /// Names the runs on record; see [`crate::store::held`].
     claim: Uuid,
@@ -90,7 +90,7 @@ impl Eager {
     pub(crate) fn take_room(&self, jobs: &[NewJob]) -> Starts {
         let (steps, mut taken) = (self.lock(), Vec::new());
         if steps.is_empty() {
-            return Starts::none();
+            return Starts::default();
         }
         for (place, job) in jobs.iter().enumerate().filter(|(_, job)| job.due == Due::Now) {
             if let Some(room) = steps.get(&job.job_type).and_then(|step| step.take_room(job)) {
@@ -112,8 +112,8 @@ impl Eager {
     }
 
     /// The doorstep of a type, in place of the one that it may have had. There is no room at first.
-    pub(super) fn doorstep(&self, shared: &Arc<Shared>, job_type: &JobType) -> Doorstep {
-        let step = Arc::new(Step { shared: Arc::downgrade(shared), state: Mutex::default(), rung: Notify::new() });
+    pub(super) fn doorstep(&self, shared: Weak<Shared>, job_type: &JobType) -> Doorstep {
+        let step = Arc::new(Step { shared, state: Mutex::new(State::new()), rung: Notify::new() });
         self.lock().insert(job_type.clone(), step.clone());
         Doorstep { eager: self.clone(), job_type: job_type.clone(), step }
     }
@@ -148,7 +148,11 @@ impl Step {
     }
 }
 
-impl State {
+impl<T> State<T> {
+    const fn new() -> Self {
+        Self { room: 0, taken: 0, left: Vec::new(), published: [0; 3], closed: false }
+    }
+
     fn take_room(&mut self) -> bool {
         if self.room == 0 || self.closed {
             return false;
@@ -171,10 +175,6 @@ impl Drop for Room {
 }
 
 impl Starts {
-    pub fn none() -> Self {
-        Self { claim: Uuid::nil(), taken: Vec::new() }
-    }
-
     /// What is to be written; `None`: nothing starts.
     pub fn to_write(&self) -> Option<Start<'_>> {
         let places = self.taken.iter().map(Option::is_some).collect();
@@ -299,10 +299,39 @@ impl Won {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::Priority;
+
+    fn job(job_type: &str, priority: i64) -> NewJob {
+        NewJob {
+            id: Uuid::now_v7(),
+            job_type: JobType::new(job_type).unwrap(),
+            payload: serde_json::value::RawValue::from_string("{}".into()).unwrap(),
+            priority: Priority::new(priority).unwrap(),
+            max_attempts: 3,
+            timeout: None,
+            due: Due::Now,
+            tags: Vec::new(),
+            key: None,
+            trace: None,
+        }
+    }
+
+    #[test]
+    fn what_goes_to_the_broker_is_counted_by_lanes_while_somebody_works_here() {
+        let (eager, jobs) = (Eager::default(), [job("one", 0), job("two", 0), job("one", 5), job("one", 0)]);
+        eager.note_published(&jobs, &[0, 1, 2, 3]);
+        let step = eager.doorstep(Weak::new(), &jobs[0].job_type);
+        eager.note_published(&jobs, &[0, 1, 2, 3]);
+        assert_eq!(step.published(), [1, 2, 0]);
+        assert_eq!(step.published(), [0, 0, 0]);
+        assert!(eager.take_room(&jobs).to_write().is_none(), "nothing was allowed yet");
+        drop(step);
+        assert!(eager.lock().is_empty(), "nobody works here any more");
+    }
 
     #[test]
     fn there_is_room_for_as_many_as_were_allowed_with_those_that_are_on_their_way() {
-        let mut state = State::default();
+        let mut state = State::<()>::new();
         assert!(!state.take_room(), "nothing was allowed yet");
         state.allow(2);
         assert!(state.take_room() && state.take_room() && !state.take_room());
@@ -311,6 +340,10 @@ mod tests {
         state.taken -= 2;
         state.allow(3);
         assert!(state.take_room() && state.take_room() && !state.take_room());
+        state.taken -= 2;
+        state.left.push(());
+        state.allow(3);
+        assert!(state.take_room() && !state.take_room(), "what lies there takes room as well");
         state.closed = true;
         state.allow(100);
         assert!(!state.take_room(), "nobody works here any more");

@@ -49,7 +49,7 @@ impl Puller {
         Ok(Self {
             slots: Slots::new(known.settings.concurrency),
             unanswered: Arc::new(Unanswered::new(shared.deps.config.background.max_unanswered)),
-            doorstep: shared.deps.eager.doorstep(&shared, &known.handler.job_type),
+            doorstep: shared.deps.eager.doorstep(Arc::downgrade(&shared), &known.handler.job_type),
             known,
             lanes,
             waiting: Line::new(),
@@ -109,9 +109,10 @@ impl Puller {
 
     fn take_won(&mut self, is_paused: bool) {
         for won in self.doorstep.take() {
-            match is_paused {
-                false => self.waiting.push(won.lane() as usize, Source::Here, Prompt::Won(won)),
-                true => won.go_back(),
+            if is_paused {
+                won.go_back();
+            } else {
+                self.waiting.push(won.lane() as usize, Source::Here, Prompt::Won(won));
             }
         }
         for (lane, published) in self.lanes.iter_mut().zip(self.doorstep.published()) {

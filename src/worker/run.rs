@@ -93,18 +93,15 @@ async fn claim<'a>(shared: &'a Shared, run: &Arc<Run>) -> Option<(Box<Claimed>, 
         let claimed = Box::pin(shared.unheard.claim_alone(shared, run)).await;
         claim = claimed.inspect_err(|e| tracing::warn!("could not claim: {}", chain(e))).unwrap_or_default();
     }
-    let refused = match claim {
-        Some(Claim::Won(job)) => return Some((job, turn)),
-        Some(Claim::Refused(refused)) => Some(refused),
-        None => None,
-    };
+    if let Some(Claim::Won(job)) = claim {
+        return Some((job, turn));
+    }
     run.let_go();
     let broker = &shared.deps.broker;
-    match (refused, &run.message) {
-        (Some(refused), Some(message)) => {
-            Box::pin(put_off(broker, message, run.id, refused, shared.deps.config.worker.lease)).await;
-        }
-        _ => run.nak(broker, LATER).await,
+    if let (Some(Claim::Refused(refused)), Some(message)) = (claim, &run.message) {
+        Box::pin(put_off(broker, message, run.id, refused, shared.deps.config.worker.lease)).await;
+    } else {
+        run.nak(broker, LATER).await;
     }
     None
 }
