@@ -91,7 +91,7 @@ impl Service {
         let config = Arc::new(config);
         let store = Store::open(&config.database)?;
         let broker = Broker::connect(&config.nats, &config.background).await?;
-        let publisher = Publisher::start(broker.jetstream.clone()).await?;
+        let publisher = Publisher::start(&broker).await?;
         let builtin = faults::with_misbehaviour(Registry::builtin(&config, store.reads().clone())?)?;
         let registry = add_types(builtin)?;
         let worker_id = worker::new_id();

@@ -31,11 +31,20 @@ struct Seen {
 }
 
 pub(super) async fn work(deps: Deps, stop: CancellationToken) {
+    let lanes = note_lanes(deps.clone(), stop.clone());
     let topology = Topology::new(deps);
-    repeat("looking after streams and consumers", TICK, &stop, || async {
+    let looks = repeat("looking after streams and consumers", TICK, &stop, || async {
         if topology.has_reason() { topology.run_once().await } else { Ok(()) }
-    })
-    .await;
+    });
+    tokio::join!(looks, lanes);
+}
+
+/// Hears of lanes that came into use elsewhere. What gets lost is seen at the next look, which follows each loss of the connection.
+async fn note_lanes(deps: Deps, stop: CancellationToken) {
+    let Ok(mut signals) = deps.broker.lane_signals().await else { return };
+    while let Some(Some(signal)) = stop.run_until_cancelled(signals.next()).await {
+        deps.broker.note_lane(&signal.payload);
+    }
 }
 
 impl Topology {
@@ -56,6 +65,7 @@ impl Topology {
             tracing::warn!("the stream of wake-ups was made anew: publishing again what is due");
             broker.note_new_incarnation();
         }
+        broker.look_for_lanes().await?;
         // To the end: a consumer without a leader answers nothing for a while, and must hold up no other type.
         let types = self.deps.types.now();
         let made: Vec<_> = types.iter().map(|known| broker.ensure_consumers(known.name())).collect();

@@ -52,7 +52,7 @@ impl Broker {
         subject.rsplit('.').next()?.parse().ok()
     }
 
-    async fn signal(&self, subject: String, body: String) {
+    pub(super) async fn signal(&self, subject: String, body: String) {
         if self.is_connected() {
             let sent = self.jetstream.publish(subject, Bytes::from(body));
             let _ = tokio::time::timeout(Duration::from_millis(500), sent).await;

@@ -5,6 +5,7 @@
 
 pub mod control;
 pub mod events;
+mod lanes;
 pub mod login;
 pub mod publish;
 pub mod pull;
@@ -42,6 +43,7 @@ pub struct Broker {
     pub subjects: Subjects,
     pub(crate) settings: Settings,
     incarnation: Arc<Incarnation>,
+    lanes: lanes::Lanes,
 }
 
 /// What the streams and consumers are made with.
@@ -109,6 +111,7 @@ impl Broker {
                 store_bytes: config.store.as_u64(),
             },
             incarnation: Arc::default(),
+            lanes: lanes::Lanes::default(),
         })
     }
 

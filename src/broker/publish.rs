@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_nats::{Client, HeaderMap, HeaderValue, Message};
+use async_nats::{HeaderMap, HeaderValue, Message};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::{
@@ -21,7 +21,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::{Subjects, pull::wake_up_body};
+use super::{Broker, Subjects, pull::wake_up_body};
 
 /// Longest wait for the acknowledgements of a window.
 const ACK: Duration = Duration::from_secs(2);
@@ -55,7 +55,7 @@ impl Outgoing {
 /// Publishes to streams. Cheap to clone.
 #[derive(Clone)]
 pub struct Publisher {
-    client: Client,
+    broker: Broker,
     shared: Arc<Shared>,
 }
 
@@ -89,7 +89,8 @@ impl Publisher {
     ///
     /// # Errors
     /// The client is closed.
-    pub async fn start(client: Client) -> Result<Self, async_nats::SubscribeError> {
+    pub async fn start(broker: &Broker) -> Result<Self, async_nats::SubscribeError> {
+        let client = &broker.jetstream;
         let shared = Arc::new(Shared {
             inbox: client.new_inbox(),
             next: AtomicU64::new(0),
@@ -105,7 +106,7 @@ impl Publisher {
                 shared.note(&message);
             }
         });
-        Ok(Self { client, shared })
+        Ok(Self { broker: broker.clone(), shared })
     }
 
     /// Publishes all, and says of each whether the broker has acknowledged it. Never takes longer than a few seconds once its turn
@@ -131,7 +132,7 @@ impl Publisher {
     }
 
     fn may_try(&self) -> bool {
-        if self.client.connection_state() != async_nats::connection::State::Connected {
+        if !self.broker.is_connected() {
             return false;
         }
         match &mut *self.shared.lock_trouble() {
@@ -150,8 +151,10 @@ impl Publisher {
         let window =
             Arc::new(Window { state: Mutex::new(Acks { acked: vec![false; size], open: size }), done: Notify::new() });
         self.shared.lock_windows().insert(number, window.clone());
+        let client = &self.broker.jetstream;
         let sent_and_answered = timeout(ACK, async {
             for (index, message) in messages.into_iter().enumerate() {
+                self.broker.open_lane_of(&message.subject);
                 let reply = format!("{}.{number}.{index}", self.shared.inbox);
                 let mut headers = HeaderMap::new();
                 let id = message.message_id.map(|id| ("Nats-Msg-Id", id));
@@ -162,9 +165,9 @@ impl Publisher {
                 }
                 // Only a closed client refuses; then nothing is acknowledged, which says it all.
                 let _ = if headers.is_empty() {
-                    self.client.publish_with_reply(message.subject, reply, message.body).await
+                    client.publish_with_reply(message.subject, reply, message.body).await
                 } else {
-                    self.client.publish_with_reply_and_headers(message.subject, reply, headers, message.body).await
+                    client.publish_with_reply_and_headers(message.subject, reply, headers, message.body).await
                 };
             }
             window.done.notified().await;

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{Broker, Stamp, Subjects};
+use super::{Broker, Stamp, Subjects, lanes::InUse};
 use crate::job::Lane;
 
 /// Lifetime of a pull request. Short, since a request may be lost in a reconnect without anyone telling.
@@ -32,6 +32,8 @@ const NOT_AT_ONCE: Duration = Duration::from_millis(250);
 pub struct LanePull {
     broker: Broker,
     pub lane: Lane,
+    /// Nothing is asked for before.
+    in_use: InUse,
     subject: String,
     inbox: String,
     messages: Subscriber,
@@ -88,13 +90,20 @@ impl LanePull {
 
     async fn open(broker: &Broker, job_type: &str, lane: Lane) -> Result<Self, async_nats::SubscribeError> {
         let (stream, name) = (broker.subjects.jobs_stream(), Subjects::consumer(job_type, lane));
-        Self::on(broker, format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"), lane).await
+        let in_use = broker.lanes.of(job_type, lane);
+        Self::on(broker, format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"), lane, in_use).await
     }
 
-    async fn on(broker: &Broker, subject: String, lane: Lane) -> Result<Self, async_nats::SubscribeError> {
+    async fn on(
+        broker: &Broker,
+        subject: String,
+        lane: Lane,
+        in_use: InUse,
+    ) -> Result<Self, async_nats::SubscribeError> {
         let inbox = broker.jetstream.new_inbox();
         Ok(Self {
             lane,
+            in_use,
             subject,
             messages: broker.jetstream.subscribe(inbox.clone()).await?,
             inbox,
@@ -113,7 +122,7 @@ impl LanePull {
     /// # Errors
     /// The client is closed.
     pub async fn of_inbox(broker: &Broker) -> Result<Self, async_nats::SubscribeError> {
-        Self::on(broker, broker.inbox_pull(), Lane::Normal).await
+        Self::on(broker, broker.inbox_pull(), Lane::Normal, broker.lanes.always()).await
     }
 
     /// Messages that are on their way.
@@ -122,7 +131,10 @@ impl LanePull {
     }
 
     /// Messages that are there and have been asked for already; `None`: more are there, or may be.
-    pub fn on_the_way(&self) -> Option<usize> {
+    pub fn on_the_way(&mut self) -> Option<usize> {
+        if !self.in_use.is() {
+            return Some(self.left);
+        }
         (self.left <= self.credit && self.credit > 0).then_some(self.left)
     }
 
@@ -133,7 +145,7 @@ impl LanePull {
 
     /// Asks for `n` more.
     pub async fn request(&mut self, n: usize) {
-        if n == 0 || Instant::now() < self.not_before || !self.broker.is_connected() {
+        if n == 0 || !self.in_use.is() || Instant::now() < self.not_before || !self.broker.is_connected() {
             return;
         }
         let body = json!({
@@ -181,7 +193,7 @@ impl LanePull {
     }
 
     /// The next message, or `Some(None)` when some that were asked for won't come and may be asked for again. Pending while
-    /// there is neither; safe to drop and call again. `None`: the client is closed.
+    /// there is neither, and while the lane is not in use; safe to drop and call again. `None`: the client is closed.
     pub async fn next(&mut self) -> Option<Option<Delivery>> {
         let Some((message, ack)) = self.next_message().await? else { return Some(None) };
         Some(Some(Delivery { wake_up: self.parse(&message).ok_or(Garbage), ack }))
@@ -189,6 +201,9 @@ impl LanePull {
 
     /// As [`LanePull::next`], for messages that are no wake-ups.
     pub async fn next_message(&mut self) -> Option<Option<(Message, AckHandle)>> {
+        if !self.in_use.is() {
+            return std::future::pending().await;
+        }
         loop {
             let message = self.messages.next().await?;
             self.heard = Instant::now();

@@ -53,6 +53,13 @@ impl Subjects {
         format!("{}.jobs.{target}", self.prefix)
     }
 
+    /// The type and the lane of a wake-up's subject.
+    pub fn lane_of<'a>(&self, subject: &'a str) -> Option<(&'a str, Lane)> {
+        let target = subject.strip_prefix(&*self.prefix)?.strip_prefix(".jobs.")?;
+        let (job_type, lane) = target.rsplit_once('.')?;
+        Some((job_type, Lane::ALL.into_iter().find(|known| known.as_str() == lane)?))
+    }
+
     pub fn dead_letter(&self, job_type: &str) -> String {
         format!("{}.dlq.{job_type}", self.prefix)
     }
@@ -87,6 +94,11 @@ impl Subjects {
     /// Told when a type was paused or resumed.
     pub fn types_changed(&self) -> String {
         format!("{}.control.types", self.prefix)
+    }
+
+    /// Told when a lane came into use.
+    pub fn lanes_used(&self) -> String {
+        format!("{}.control.lanes", self.prefix)
     }
 
     /// Live progress of a running job.
@@ -132,5 +144,9 @@ mod tests {
         );
         assert_eq!(other.rebase("queue.jobs.*.*"), "t1.jobs.*.*");
         assert_eq!(plain.wake_up("send-email", Lane::Normal), "queue.jobs.send-email.normal");
+        assert_eq!(other.lane_of(&other.wake_up("send-email", Lane::Low)), Some(("send-email", Lane::Low)));
+        for no_wake_up in ["queue.jobs.send-email.low", "t1.jobs.send-email", "t1.jobs.a.middle", "t1.dlq.a.low"] {
+            assert_eq!(other.lane_of(no_wake_up), None, "{no_wake_up}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Streams and consumers: made when missing, changed only on a real difference. The shapes are data in `nats/`.
 
-use std::sync::atomic::Ordering;
+use std::{collections::HashMap, sync::atomic::Ordering};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -41,6 +41,8 @@ struct StreamInfo {
 struct StreamState {
     #[serde(default)]
     messages: u64,
+    /// Told only when it is asked for; source: NATS ADR-31 and `subjects_filter` of `STREAM.INFO`.
+    subjects: Option<HashMap<String, u64>>,
 }
 
 #[derive(Deserialize)]
@@ -137,18 +139,28 @@ impl Broker {
         self.incarnation.number.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Makes or mends the three consumers of a type; one that fails holds up no other.
+    /// Makes or mends the consumers of a type's lanes that are in use; one that fails holds up no other.
     ///
     /// # Errors
     /// As for [`Broker::ensure_streams`].
     pub async fn ensure_consumers(&self, job_type: &str) -> Result<(), Error> {
-        let stream = self.subjects.jobs_stream();
         let mut made = Ok(());
-        for lane in Lane::ALL {
-            let (name, filter) = (Subjects::consumer(job_type, lane), self.subjects.wake_up(job_type, lane));
-            made = made.and(self.ensure_consumer(&stream, &name, &filter).await);
+        for lane in Lane::ALL.into_iter().filter(|lane| self.is_lane_used(job_type, *lane)) {
+            made = made.and(self.ensure_consumer_of(job_type, lane).await);
         }
         made
+    }
+
+    pub(super) async fn ensure_consumer_of(&self, job_type: &str, lane: Lane) -> Result<(), Error> {
+        let (name, filter) = (Subjects::consumer(job_type, lane), self.subjects.wake_up(job_type, lane));
+        self.ensure_consumer(&self.subjects.jobs_stream(), &name, &filter).await
+    }
+
+    /// The subjects of the wake-ups that are there.
+    pub(super) async fn subjects_with_messages(&self) -> Result<Vec<String>, Error> {
+        let filter = json!({"subjects_filter": self.subjects.wake_up_target("*.*")});
+        let info: StreamInfo = self.api(format!("STREAM.INFO.{}", self.subjects.jobs_stream()), &filter).await?;
+        Ok(info.state.subjects.unwrap_or_default().into_keys().collect())
     }
 
     async fn ensure_consumer(&self, stream: &str, name: &str, filter: &str) -> Result<(), Error> {
@@ -180,11 +192,14 @@ impl Broker {
         format!("$JS.API.CONSUMER.MSG.NEXT.{}.{INTAKE}", self.subjects.inbox_stream())
     }
 
-    /// How much waits in a lane; `None` when its consumer is missing.
+    /// How much waits in a lane: nothing while it is not in use. `None` when its consumer is missing.
     ///
     /// # Errors
     /// As for [`Broker::ensure_streams`].
     pub async fn backlog(&self, job_type: &str, lane: Lane) -> Result<Option<Backlog>, Error> {
+        if !self.is_lane_used(job_type, lane) {
+            return Ok(Some(Backlog { undelivered: 0, unacknowledged: 0 }));
+        }
         let (stream, name) = (self.subjects.jobs_stream(), Subjects::consumer(job_type, lane));
         match self.api::<ConsumerInfo>(format!("CONSUMER.INFO.{stream}.{name}"), &json!({})).await {
             Ok(info) => Ok(Some(Backlog { undelivered: info.num_pending, unacknowledged: info.num_ack_pending })),

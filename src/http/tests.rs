@@ -33,7 +33,7 @@ async fn lonely(http: config::Http) -> Lonely {
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let store = Store::open(&config.database).unwrap();
     let broker = Broker::connect(&config.nats, &config.background).await.unwrap();
-    let publisher = Publisher::start(broker.jetstream.clone()).await.unwrap();
+    let publisher = Publisher::start(&broker).await.unwrap();
     let callers = Callers::new(&store, &broker, &config, "lonely").unwrap();
     let types = Types::new(config.clone(), &Registry::default(), callers).unwrap();
     let deps = crate::ops::Deps { store, broker, publisher, config: config.clone(), types, relay: Arc::default() };

@@ -156,7 +156,8 @@ impl Priority {
 }
 
 /// One of the three queues of a type. Strictly in this order, apart from a small share kept for the lower ones.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Lane {
     High,
     Normal,

@@ -63,6 +63,7 @@ impl Puller {
         let mut tick = tokio::time::interval(Duration::from_millis(500));
         let looks = tokio::spawn(looks(self.shared.clone(), self.known.clone(), self.unanswered.clone()));
         let mut types = self.shared.deps.types.changes();
+        let mut lanes = self.shared.deps.broker.lanes_in_use();
         let mut is_paused = false;
         types.mark_changed();
         loop {
@@ -71,7 +72,8 @@ impl Puller {
             if !is_paused {
                 self.ask().await;
             }
-            self.doorstep.allow(if is_paused { 0 } else { self.room_for_new() });
+            let room = if is_paused { 0 } else { self.room_for_new() };
+            self.doorstep.allow(room);
             let [high, normal, low] = &mut self.lanes;
             tokio::select! {
                 biased;
@@ -81,6 +83,7 @@ impl Puller {
                 Some(delivery) = low.next() => self.take_in(2, delivery),
                 _ = self.doorstep.rung() => {}
                 _ = self.slots.changed() => {}
+                Ok(()) = lanes.changed() => {}
                 Ok(()) = types.changed() => {
                     let was_paused = is_paused;
                     is_paused = types.borrow_and_update().paused.contains(self.known.name());
@@ -121,11 +124,11 @@ impl Puller {
     }
 
     /// How many jobs that are asked for here may start here at once, or nearly so: none while others wait, which were there before.
-    fn room_for_new(&self) -> usize {
+    fn room_for_new(&mut self) -> usize {
         if !self.shared.deps.config.worker.eager || self.waiting.has_messages() {
             return 0;
         }
-        let on_the_way: Option<usize> = self.lanes.iter().map(LanePull::on_the_way).sum();
+        let on_the_way: Option<usize> = self.lanes.iter_mut().map(LanePull::on_the_way).sum();
         let room = (self.slots.room() + self.slots.line()).min(self.known.handler.room());
         on_the_way.map_or(0, |expected| room.saturating_sub(expected + self.waiting.len()))
     }

@@ -191,6 +191,7 @@ fn fetched(job: Claimed) -> Fetched {
 async fn serve(supplies: Supplies, name: String, mut hands: mpsc::Receiver<Hand>) {
     let broker = &supplies.broker;
     let Ok(mut lanes) = LanePull::open_all(broker, &name).await else { return };
+    let mut in_use = broker.lanes_in_use();
     let mut waiting: VecDeque<Hand> = VecDeque::new();
     let mut tick = tokio::time::interval(TICK);
     loop {
@@ -209,6 +210,7 @@ async fn serve(supplies: Supplies, name: String, mut hands: mpsc::Receiver<Hand>
             Some(delivery) = high.next() => hand_out(broker, &mut waiting, delivery).await,
             Some(delivery) = normal.next() => hand_out(broker, &mut waiting, delivery).await,
             Some(delivery) = low.next() => hand_out(broker, &mut waiting, delivery).await,
+            Ok(()) = in_use.changed() => {}
             _ = tick.tick() => {
                 lanes.iter_mut().for_each(LanePull::tick);
                 if !waiting.is_empty() {

@@ -1,0 +1,179 @@
+//! Which lanes are in use, and so have a consumer: those of normal jobs always, those of high and low priority from their
+//! first job on. For each acknowledgement the broker looks at every consumer of the stream, so those that nobody needs
+//! would slow down all. See docs/adr/0025.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_nats::{SubscribeError, Subscriber};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::sync::watch;
+
+use super::{Broker, Error, Subjects};
+use crate::job::Lane;
+
+/// As far as this process knows, by the names of their consumers. Cheap to clone.
+#[derive(Clone, Default)]
+pub(super) struct Lanes(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    known: Mutex<Known>,
+    changed: watch::Sender<()>,
+}
+
+#[derive(Default)]
+struct Known {
+    used: HashSet<String>,
+    /// Whose consumers are being made.
+    opening: HashSet<String>,
+}
+
+/// Whether one lane is in use.
+pub(super) struct InUse {
+    lanes: Lanes,
+    /// `None`: it is, for good.
+    consumer: Option<String>,
+    changed: watch::Receiver<()>,
+}
+
+impl Lanes {
+    pub fn of(&self, job_type: &str, lane: Lane) -> InUse {
+        let consumer = (lane != Lane::Normal).then(|| Subjects::consumer(job_type, lane));
+        let mut in_use = InUse { consumer, ..self.always() };
+        in_use.look();
+        in_use
+    }
+
+    /// One that needs no first job.
+    pub fn always(&self) -> InUse {
+        InUse { lanes: self.clone(), consumer: None, changed: self.0.changed.subscribe() }
+    }
+
+    fn has(&self, consumer: &str) -> bool {
+        self.lock().used.contains(consumer)
+    }
+
+    fn note(&self, consumer: String) {
+        if self.lock().used.insert(consumer) {
+            self.0.changed.send_replace(());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl InUse {
+    pub fn is(&mut self) -> bool {
+        // The sender is kept beside, so it can't be gone.
+        if self.consumer.is_some() && self.changed.has_changed().unwrap_or_default() {
+            self.changed.mark_unchanged();
+            self.look();
+        }
+        self.consumer.is_none()
+    }
+
+    fn look(&mut self) {
+        self.consumer.take_if(|consumer| self.lanes.has(consumer));
+    }
+}
+
+impl Broker {
+    /// Whether a lane has a consumer, as far as this process knows.
+    pub fn is_lane_used(&self, job_type: &str, lane: Lane) -> bool {
+        lane == Lane::Normal || self.lanes.has(&Subjects::consumer(job_type, lane))
+    }
+
+    /// Changes whenever a lane comes into use, so that it may be asked for messages.
+    pub fn lanes_in_use(&self) -> watch::Receiver<()> {
+        self.lanes.0.changed.subscribe()
+    }
+
+    /// Sees to it that somebody hears of a message with this subject: makes the consumer of a lane with its first wake-up. In the
+    /// background, since the stream keeps the message meanwhile.
+    pub(super) fn open_lane_of(&self, subject: &str) {
+        let Some((job_type, lane)) = self.subjects.lane_of(subject).filter(|(_, lane)| *lane != Lane::Normal) else {
+            return;
+        };
+        let consumer = Subjects::consumer(job_type, lane);
+        {
+            let mut known = self.lanes.lock();
+            if known.used.contains(&consumer) || !known.opening.insert(consumer.clone()) {
+                return;
+            }
+        }
+        let (broker, job_type) = (self.clone(), job_type.to_owned());
+        tokio::spawn(async move {
+            let made = broker.ensure_consumer_of(&job_type, lane).await;
+            broker.lanes.lock().opening.remove(&consumer);
+            match made {
+                Ok(()) => {
+                    broker.lanes.note(consumer);
+                    broker.signal_lane_used(&job_type, lane).await;
+                }
+                // Its messages are found with the next look at the streams.
+                Err(e) => {
+                    tracing::debug!("the consumer {consumer} comes later: {e}");
+                    broker.suspect();
+                }
+            }
+        });
+    }
+
+    /// Takes note of a lane that another process has begun to use.
+    pub fn note_lane(&self, signal: &[u8]) {
+        #[derive(Deserialize)]
+        struct Signal {
+            r#type: String,
+            lane: Lane,
+        }
+        if let Ok(Signal { r#type, lane }) = serde_json::from_slice(signal) {
+            self.lanes.note(Subjects::consumer(&r#type, lane));
+        }
+    }
+
+    /// Takes note of all lanes that have a consumer or messages.
+    ///
+    /// # Errors
+    /// As for [`Broker::ensure_streams`].
+    pub async fn look_for_lanes(&self) -> Result<(), Error> {
+        #[derive(Deserialize)]
+        struct Names {
+            total: usize,
+            consumers: Option<Vec<String>>,
+        }
+        let stream = self.subjects.jobs_stream();
+        let mut seen = 0;
+        loop {
+            let page: Names = self.api(format!("CONSUMER.NAMES.{stream}"), &json!({"offset": seen})).await?;
+            let names = page.consumers.unwrap_or_default();
+            seen += names.len();
+            let is_last = names.is_empty() || seen >= page.total;
+            names.into_iter().for_each(|name| self.lanes.note(name));
+            if is_last {
+                break;
+            }
+        }
+        for subject in self.subjects_with_messages().await? {
+            if let Some((job_type, lane)) = self.subjects.lane_of(&subject) {
+                self.lanes.note(Subjects::consumer(job_type, lane));
+            }
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// The client is closed.
+    pub async fn lane_signals(&self) -> Result<Subscriber, SubscribeError> {
+        self.jetstream.subscribe(self.subjects.lanes_used()).await
+    }
+
+    async fn signal_lane_used(&self, job_type: &str, lane: Lane) {
+        self.signal(self.subjects.lanes_used(), json!({"type": job_type, "lane": lane.as_str()}).to_string()).await;
+    }
+}
