@@ -2,6 +2,8 @@
 
 pub mod batcher;
 pub mod budget;
+pub mod together;
 
 pub use batcher::{Batcher, Closed};
 pub use budget::Budget;
+pub use together::Together;

@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{QUEUE_GROUP, Shared, endpoint, endpoint::Endpoint, reply};
+use super::{QUEUE_GROUP, Shared, endpoint, endpoint::Endpoint};
 
 /// One process, as it introduces itself.
 struct Instance {
@@ -65,7 +65,7 @@ async fn introduce(shared: Arc<Shared>, instance: Arc<Instance>, question: Quest
             Question::Info => instance.info(),
             Question::Stats => instance.stats(),
         };
-        reply::send(&shared.broker, Some(to), Ok(answer.to_string().into_bytes())).await;
+        shared.replies.send(Some(to), Ok(answer.to_string().into_bytes())).await;
     }
 }
 

@@ -12,7 +12,7 @@ use async_nats::{Message, Subscriber};
 use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
 
-use super::{Shared, reply};
+use super::Shared;
 use crate::ops::{ApiError, Code, EnqueueOptions, Verb};
 
 /// A verb under one subject, and what has been asked there.
@@ -91,7 +91,7 @@ fn take(shared: &Arc<Shared>, endpoint: &Arc<Endpoint>, request: Message) {
                 let refusal = ApiError::overloaded("more requests are under way than rpc.max_in_flight allows");
                 endpoint.counts.note(began.elapsed(), Some(&refusal));
                 let shared_too = shared.clone();
-                shared.tasks.spawn(async move { reply::send(&shared_too.broker, request.reply, Err(refusal)).await });
+                shared.tasks.spawn(async move { shared_too.replies.send(request.reply, Err(refusal)).await });
                 return;
             }
         },
@@ -108,7 +108,7 @@ async fn carry_out(shared: Arc<Shared>, endpoint: Arc<Endpoint>, request: Messag
     let began = Instant::now();
     let answer = answer(&shared, &endpoint, &request).await;
     endpoint.counts.note(began.elapsed(), answer.as_ref().err());
-    reply::send(&shared.broker, request.reply, answer).await;
+    shared.replies.send(request.reply, answer).await;
 }
 
 async fn answer(shared: &Shared, endpoint: &Endpoint, request: &Message) -> Result<Vec<u8>, ApiError> {

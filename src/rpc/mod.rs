@@ -30,6 +30,7 @@ const MAX_BYTES: usize = 256 << 20;
 pub(crate) struct Shared {
     ops: Ops,
     broker: Broker,
+    replies: reply::Replies,
     budget: Budget,
     reply_prefixes: Vec<String>,
     tasks: TaskTracker,
@@ -49,6 +50,7 @@ pub async fn start(
     let shared = Arc::new(Shared {
         ops,
         broker: broker.clone(),
+        replies: reply::Replies::new(broker),
         budget: Budget::new(config.rpc.max_in_flight, MAX_BYTES),
         reply_prefixes: config.nats.reply_prefixes.clone(),
         tasks: tasks.clone(),

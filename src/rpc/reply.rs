@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::{
     broker::Broker,
+    flow::Together,
     ops::{ApiError, Code},
 };
 
@@ -15,28 +16,60 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Kept free below the broker's limit for the headers of an answer.
 const FRAME: usize = 1024;
 
-/// Sends an answer, if anybody wants one.
-pub(super) async fn send(broker: &Broker, to: Option<Subject>, answer: Result<Vec<u8>, ApiError>) {
-    let Some(to) = to else { return };
-    let limit = broker.rpc.max_payload().saturating_sub(FRAME);
-    let answer = match answer {
-        // The client would refuse to send it, and the caller would wait for nothing.
-        Ok(body) if body.len() > limit => Err(too_large(body.len(), limit)),
-        answer => answer,
-    };
-    let sent = async {
-        match answer {
-            Ok(body) => broker.rpc.publish(to, Bytes::from(body)).await,
-            Err(error) => {
-                let body = refusal(&error, limit);
-                broker.rpc.publish_with_headers(to, headers(&error), body).await
-            }
+/// Answers on their way, of all requests of this process.
+pub(super) struct Replies {
+    broker: Broker,
+    ready: Together<Reply>,
+}
+
+struct Reply {
+    to: Subject,
+    headers: Option<HeaderMap>,
+    body: Bytes,
+}
+
+impl Replies {
+    pub fn new(broker: &Broker) -> Self {
+        Self { broker: broker.clone(), ready: Together::default() }
+    }
+
+    /// Sends an answer, if anybody wants one; or leaves it to who sends those that were ready before it.
+    ///
+    /// Jobs that were written together are answered at the same moment, and the client writes to its connection as soon as it has
+    /// anything: each answer by itself would be a packet, and cost both ends a system call.
+    pub async fn send(&self, to: Option<Subject>, answer: Result<Vec<u8>, ApiError>) {
+        let Some(to) = to else { return };
+        let ready = self.ready.bring(self.reply(to, answer)).await;
+        if ready.is_empty() {
+            return;
         }
-    };
-    match tokio::time::timeout(PATIENCE, sent).await {
-        Ok(Ok(())) => {}
-        Ok(Err(e)) => tracing::debug!("an answer could not be sent: {e}"),
-        Err(_) => tracing::debug!("an answer could not be sent in time"),
+        let all = async {
+            for Reply { to, headers, body } in ready {
+                let sent = match headers {
+                    None => self.broker.rpc.publish(to, body).await,
+                    Some(headers) => self.broker.rpc.publish_with_headers(to, headers, body).await,
+                };
+                if let Err(e) = sent {
+                    tracing::debug!("an answer could not be sent: {e}");
+                }
+            }
+        };
+        if tokio::time::timeout(PATIENCE, all).await.is_err() {
+            tracing::debug!("answers could not be sent in time");
+        }
+    }
+
+    fn reply(&self, to: Subject, answer: Result<Vec<u8>, ApiError>) -> Reply {
+        let limit = self.broker.rpc.max_payload().saturating_sub(FRAME);
+        let answer = match answer {
+            // The client would refuse to send it, and the caller would wait for nothing.
+            Ok(body) if body.len() > limit => Err(too_large(body.len(), limit)),
+            answer => answer,
+        };
+        match answer {
+            Ok(body) => Reply { to, headers: None, body: body.into() },
+            Err(error) => Reply { to, headers: Some(headers(&error)), body: refusal(&error, limit) },
+        }
     }
 }
 
