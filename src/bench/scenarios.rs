@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    num::NonZeroU64,
     time::{Duration, Instant},
 };
 
@@ -10,6 +11,7 @@ use bytes::Bytes;
 use chrono::Utc;
 use futures_util::StreamExt;
 use serde_json::Value;
+use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::{
@@ -139,40 +141,43 @@ pub(super) async fn latency_beside(
         request["payload"]["when"] = true.into();
     }
     let body = Bytes::from(request.to_string());
-    let mut ticks = ticks(Duration::from_secs(1) / rate, jobs);
-    let mut tasks = tokio::task::JoinSet::new();
     let first = Instant::now();
-    while let Some(due) = ticks.recv().await {
-        let (client, body) = (client.clone(), body.clone());
-        tasks.spawn(async move {
+    let asking = client.clone();
+    let mut asked = at_rate(Duration::from_secs(1) / rate, jobs, move |due| {
+        let (client, body) = (asking.clone(), body.clone());
+        async move {
+            let began = Instant::now();
             let answer = client.send(Door::Rpc, false, body).await?;
             let answered = Instant::now();
             let answer: Value = serde_json::from_slice(&answer)?;
             let id = answer["jobId"].as_str().context("a request was refused")?.to_owned();
-            anyhow::Ok((id, due, answered))
-        });
-    }
+            anyhow::Ok(Asked { id, due, began, answered })
+        }
+    });
     let mut sent = Vec::with_capacity(jobs);
-    while let Some(ended) = tasks.join_next().await {
-        sent.push(ended??);
+    while let Some(asked) = asked.recv().await {
+        sent.push(asked?);
     }
+    ensure!(sent.len() == jobs, "only {} of {jobs} requests were made", sent.len());
     let took = first.elapsed();
     let in_time = tokio::time::timeout(PATIENCE, async { (started.await, completed.await) });
     let (started, completed) = in_time.await.context("events are missing")?;
     let (started, completed) = (started?, completed?);
     let after = stage.sample();
-    let answered = sent.iter().map(|(id, _, answered)| (id.clone(), *answered)).collect();
-    let began = began(stage, sent.iter().map(|(id, ..)| id)).await?;
+    let at = |of: fn(&Asked) -> Instant| sent.iter().map(|asked| (asked.id.clone(), of(asked))).collect();
+    let began = began(stage, sent.iter().map(|asked| &asked.id)).await?;
     let mut rows = Vec::new();
     let seen = [
-        ("answered", Some(answered)),
+        // What the load itself is late by.
+        ("asked", Some(at(|asked| asked.began))),
+        ("answered", Some(at(|asked| asked.answered))),
         ("started", began),
         ("told of the start", Some(started)),
         ("told of the end", Some(completed)),
     ];
     for (name, times) in seen.into_iter().filter_map(|(name, times)| Some((name, times?))) {
         let mut latency = histogram();
-        for (id, due, _) in &sent {
+        for Asked { id, due, .. } in &sent {
             let at = times.get(id).with_context(|| format!("job {id}: {name} is missing"))?;
             latency.saturating_record(at.saturating_duration_since(*due).as_micros() as u64);
         }
@@ -194,21 +199,38 @@ async fn began<'a>(
     Ok(Some(began.into_iter().map(|(id, us)| (id.to_string(), at(us))).collect()))
 }
 
-/// Tells each time at which a request is due. From a thread of its own, since the runtime's timers come up to a millisecond
-/// late, which is as long as what is measured.
-fn ticks(period: Duration, n: usize) -> tokio::sync::mpsc::UnboundedReceiver<Instant> {
-    let (tell, ticks) = tokio::sync::mpsc::unbounded_channel();
+/// One request of a load at a fixed rate.
+struct Asked {
+    id: String,
+    due: Instant,
+    began: Instant,
+    answered: Instant,
+}
+
+/// Carries out what `ask` makes of each time at which a request is due. From a thread of its own, since the runtime's timers come
+/// up to a millisecond late, which is as long as what is measured.
+fn at_rate<T, F>(period: Duration, n: usize, ask: impl Fn(Instant) -> F + Send + 'static) -> mpsc::UnboundedReceiver<T>
+where
+    T: Send + 'static,
+    F: Future<Output = T> + Send + 'static,
+{
+    let (tell, asked) = mpsc::unbounded_channel();
+    let runtime = tokio::runtime::Handle::current();
     std::thread::spawn(move || {
+        // Else the kernel adds up to 50 µs, to wake several threads together. Source: prctl(2), PR_SET_TIMERSLACK.
+        let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
         let began = Instant::now();
         for i in 0..n {
             let due = began + period * i as u32;
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
-            if tell.send(due).is_err() {
-                return;
-            }
+            let (asking, tell) = (ask(due), tell.clone());
+            runtime.spawn(async move {
+                // Who asked has failed, and looks at nothing more.
+                let _ = tell.send(asking.await);
+            });
         }
     });
-    ticks
+    asked
 }
 
 /// Lets everything run, and sees that exactly `completed` jobs are completed and nothing else has happened.
