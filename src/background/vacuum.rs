@@ -20,9 +20,12 @@ pub(super) async fn work(deps: Deps, stop: CancellationToken) {
 
 async fn run_once(deps: &Deps) -> Result<(), Error> {
     let store = &deps.store;
-    if store.wants_vacuum().await? && store.take_turn("vacuum", PERIOD).await? {
+    if let Some(before) = store.rows_to_vacuum().await?
+        && store.take_turn("vacuum", PERIOD).await?
+    {
         store.vacuum().await?;
-        if store.wants_vacuum().await? {
+        // Fewer, and yet many, are those that were deleted meanwhile.
+        if store.rows_to_vacuum().await?.is_some_and(|after| after >= before) {
             tokio::time::sleep(IN_VAIN).await;
         }
     }

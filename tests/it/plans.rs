@@ -240,6 +240,40 @@ async fn what_finished_jobs_leave_behind_is_cleared_by_the_service_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_deleted_during_a_vacuum_does_not_put_off_the_next_one() {
+    let place = Place::new().await;
+    place.store().await.close().await;
+    let database = place.database().await;
+    let leave = async |n: u32| {
+        let rows = format!(
+            "INSERT INTO jobs (id, type, max_attempts, payload) SELECT uuid_v7(), 'probe', 1, '{{}}' FROM generate_series(1, {n});
+            DELETE FROM jobs"
+        );
+        sqlx::raw_sql(sqlx::AssertSqlSafe(rows)).execute(&database).await.unwrap();
+    };
+    sqlx::raw_sql("ALTER TABLE jobs SET (autovacuum_enabled = off)").execute(&database).await.unwrap();
+    leave(40_000).await;
+    // To whoever looks on since before, the next ones are still there.
+    let mut onlooker = database.begin().await.unwrap();
+    sqlx::raw_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 1").execute(&mut *onlooker).await.unwrap();
+    leave(25_000).await;
+    let dead = "SELECT vacuum_count, n_dead_tup FROM pg_stat_user_tables WHERE relname = 'jobs'";
+    let until_dead = async |wanted: std::ops::RangeInclusive<i64>| {
+        let cleared = crate::harness::until(async || {
+            let (vacuums, dead): (i64, i64) = counted(&database, dead).await[0];
+            (vacuums > 0 && wanted.contains(&dead)).then_some(())
+        });
+        // Half of the pause after one that was in vain.
+        tokio::time::timeout(std::time::Duration::from_secs(30), cleared).await.expect("it was put off");
+    };
+    let service = place.start().await;
+    until_dead(25_000..=25_000).await;
+    onlooker.rollback().await.unwrap();
+    until_dead(0..=0).await;
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_vacuum_gives_pages_back_for_which_it_would_lock_everybody_out() {
     let (_place, database) = place_with(&[]).await;
     let fill = "
