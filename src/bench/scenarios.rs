@@ -223,9 +223,12 @@ where
         for i in 0..n {
             let due = began + period * i as u32;
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            // A request has failed, and nobody looks at the others.
+            if tell.is_closed() {
+                return;
+            }
             let (asking, tell) = (ask(due), tell.clone());
             runtime.spawn(async move {
-                // Who asked has failed, and looks at nothing more.
                 let _ = tell.send(asking.await);
             });
         }
