@@ -3,8 +3,11 @@
 //! would slow down all. See docs/adr/0025.
 
 use std::{
-    collections::HashSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use async_nats::{SubscribeError, Subscriber};
@@ -15,7 +18,7 @@ use tokio::sync::watch;
 use super::{Broker, Error, Subjects};
 use crate::job::Lane;
 
-/// As far as this process knows, by the names of their consumers. Cheap to clone.
+/// As far as this process knows. Cheap to clone.
 #[derive(Clone, Default)]
 pub(super) struct Lanes(Arc<Shared>);
 
@@ -27,38 +30,27 @@ struct Shared {
 
 #[derive(Default)]
 struct Known {
-    used: HashSet<String>,
+    /// By the names of their consumers: whether they are in use.
+    lanes: HashMap<String, InUse>,
     /// Whose consumers are being made.
     opening: HashSet<String>,
 }
 
-/// Whether one lane is in use.
-pub(super) struct InUse {
-    lanes: Lanes,
-    /// `None`: it is, for good.
-    consumer: Option<String>,
-    changed: watch::Receiver<()>,
-}
+/// Whether one lane is in use; once it is, it stays so. Cheap to clone.
+#[derive(Clone, Default)]
+pub(super) struct InUse(Arc<AtomicBool>);
 
 impl Lanes {
     pub fn of(&self, job_type: &str, lane: Lane) -> InUse {
-        let consumer = (lane != Lane::Normal).then(|| Subjects::consumer(job_type, lane));
-        let mut in_use = InUse { consumer, ..self.always() };
-        in_use.look();
-        in_use
-    }
-
-    /// One that needs no first job.
-    pub fn always(&self) -> InUse {
-        InUse { lanes: self.clone(), consumer: None, changed: self.0.changed.subscribe() }
-    }
-
-    fn has(&self, consumer: &str) -> bool {
-        self.lock().used.contains(consumer)
+        if lane == Lane::Normal {
+            return InUse::always();
+        }
+        self.lock().lanes.entry(Subjects::consumer(job_type, lane)).or_default().clone()
     }
 
     fn note(&self, consumer: String) {
-        if self.lock().used.insert(consumer) {
+        let is_new = !self.lock().lanes.entry(consumer).or_default().0.swap(true, Ordering::SeqCst);
+        if is_new {
             self.0.changed.send_replace(());
         }
     }
@@ -69,24 +61,20 @@ impl Lanes {
 }
 
 impl InUse {
-    pub fn is(&mut self) -> bool {
-        // The sender is kept beside, so it can't be gone.
-        if self.consumer.is_some() && self.changed.has_changed().unwrap_or_default() {
-            self.changed.mark_unchanged();
-            self.look();
-        }
-        self.consumer.is_none()
+    /// Of one that needs no first job.
+    pub fn always() -> Self {
+        Self(Arc::new(AtomicBool::new(true)))
     }
 
-    fn look(&mut self) {
-        self.consumer.take_if(|consumer| self.lanes.has(consumer));
+    pub fn is(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
     }
 }
 
 impl Broker {
     /// Whether a lane has a consumer, as far as this process knows.
     pub fn is_lane_used(&self, job_type: &str, lane: Lane) -> bool {
-        lane == Lane::Normal || self.lanes.has(&Subjects::consumer(job_type, lane))
+        self.lanes.of(job_type, lane).is()
     }
 
     /// Changes whenever a lane comes into use, so that it may be asked for messages.
@@ -103,7 +91,7 @@ impl Broker {
         let consumer = Subjects::consumer(job_type, lane);
         {
             let mut known = self.lanes.lock();
-            if known.used.contains(&consumer) || !known.opening.insert(consumer.clone()) {
+            if known.lanes.get(&consumer).is_some_and(InUse::is) || !known.opening.insert(consumer.clone()) {
                 return;
             }
         }

@@ -122,7 +122,7 @@ impl LanePull {
     /// # Errors
     /// The client is closed.
     pub async fn of_inbox(broker: &Broker) -> Result<Self, async_nats::SubscribeError> {
-        Self::on(broker, broker.inbox_pull(), Lane::Normal, broker.lanes.always()).await
+        Self::on(broker, broker.inbox_pull(), Lane::Normal, InUse::always()).await
     }
 
     /// Messages that are on their way.
@@ -131,7 +131,7 @@ impl LanePull {
     }
 
     /// Messages that are there and have been asked for already; `None`: more are there, or may be.
-    pub fn on_the_way(&mut self) -> Option<usize> {
+    pub fn on_the_way(&self) -> Option<usize> {
         if !self.in_use.is() {
             return Some(self.left);
         }

@@ -24,7 +24,8 @@ pub(super) struct Replies {
 
 struct Reply {
     to: Subject,
-    headers: Option<HeaderMap>,
+    /// Empty: none on the wire.
+    headers: HeaderMap,
     body: Bytes,
 }
 
@@ -45,11 +46,7 @@ impl Replies {
         }
         let all = async {
             for Reply { to, headers, body } in ready {
-                let sent = match headers {
-                    None => self.broker.rpc.publish(to, body).await,
-                    Some(headers) => self.broker.rpc.publish_with_headers(to, headers, body).await,
-                };
-                if let Err(e) = sent {
+                if let Err(e) = self.broker.rpc.publish_with_headers(to, headers, body).await {
                     tracing::debug!("an answer could not be sent: {e}");
                 }
             }
@@ -67,8 +64,8 @@ impl Replies {
             answer => answer,
         };
         match answer {
-            Ok(body) => Reply { to, headers: None, body: body.into() },
-            Err(error) => Reply { to, headers: Some(headers(&error)), body: refusal(&error, limit) },
+            Ok(body) => Reply { to, headers: HeaderMap::new(), body: body.into() },
+            Err(error) => Reply { to, headers: headers(&error), body: refusal(&error, limit) },
         }
     }
 }

@@ -72,8 +72,7 @@ impl Puller {
             if !is_paused {
                 self.ask().await;
             }
-            let room = if is_paused { 0 } else { self.room_for_new() };
-            self.doorstep.allow(room);
+            self.doorstep.allow(if is_paused { 0 } else { self.room_for_new() });
             let [high, normal, low] = &mut self.lanes;
             tokio::select! {
                 biased;
@@ -124,11 +123,11 @@ impl Puller {
     }
 
     /// How many jobs that are asked for here may start here at once, or nearly so: none while others wait, which were there before.
-    fn room_for_new(&mut self) -> usize {
+    fn room_for_new(&self) -> usize {
         if !self.shared.deps.config.worker.eager || self.waiting.has_messages() {
             return 0;
         }
-        let on_the_way: Option<usize> = self.lanes.iter_mut().map(LanePull::on_the_way).sum();
+        let on_the_way: Option<usize> = self.lanes.iter().map(LanePull::on_the_way).sum();
         let room = (self.slots.room() + self.slots.line()).min(self.known.handler.room());
         on_the_way.map_or(0, |expected| room.saturating_sub(expected + self.waiting.len()))
     }
