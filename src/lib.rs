@@ -4,6 +4,9 @@
 //! run path, the duties in the background, the doors, and the leaves. Imports point downwards in this list only for
 //! the leaves; ARCHITECTURE.md has the map.
 
+// They panic when the reader of a pipe has gone away; see `telemetry`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod background;
 pub mod bench;
 pub mod broker;

@@ -65,11 +65,11 @@ pub struct Options {
     pub quiet: bool,
 }
 
-/// Measures, and prints a table (or JSON) on standard output.
+/// Measures, and gives a table (or JSON) to be shown.
 ///
 /// # Errors
 /// A part could not start, or a scenario found a job missing or done twice.
-pub async fn run(options: Options, config: crate::config::Config) -> anyhow::Result<()> {
+pub async fn run(options: Options, config: crate::config::Config) -> anyhow::Result<String> {
     let stage = match &options.running {
         None => Stage::own(&config).await?,
         Some((job_type, payload)) => Stage::running(&config, job_type, payload).await?,
@@ -77,18 +77,13 @@ pub async fn run(options: Options, config: crate::config::Config) -> anyhow::Res
     let measured = measure(&options, &config, &stage).await;
     stage.end().await;
     let table = measured?;
-    if options.json {
-        println!("{}", serde_json::to_string_pretty(&table)?);
-    } else {
-        table.print();
-    }
-    Ok(())
+    Ok(if options.json { serde_json::to_string_pretty(&table)? } else { table.text() })
 }
 
 async fn measure(options: &Options, config: &crate::config::Config, stage: &Stage) -> anyhow::Result<Table> {
     let say = |text: &str| {
         if !options.quiet {
-            eprintln!("{text}");
+            crate::telemetry::say(text);
         }
     };
     let mut rows: Vec<Row> = Vec::new();

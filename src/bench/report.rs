@@ -92,7 +92,7 @@ impl Row {
 }
 
 impl Table {
-    pub fn print(&self) {
+    pub fn text(&self) -> String {
         let mut table = comfy_table::Table::new();
         table.load_style(presets::NOTHING);
         table.set_header([
@@ -122,6 +122,6 @@ impl Table {
             ]);
         }
         table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
-        println!("{table}");
+        table.to_string()
     }
 }

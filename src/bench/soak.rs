@@ -90,7 +90,7 @@ pub(super) async fn run(stage: &Stage, minutes: u32) -> anyhow::Result<Row> {
         let quiet_after =
             tokio::time::timeout(QUIET, quiet(stage, all)).await.context("the queue does not get quiet")??;
         let now = count(stage, all - completed_before, &mut resting).await?;
-        eprintln!(
+        crate::telemetry::say(format!(
             "{:>4} s  round {round} ({fault:?}): {all} completed, rate back after {}, quiet after {:.1} s; \
              {} MiB, {} files, {} threads, {} tasks",
             began.elapsed().as_secs(),
@@ -100,7 +100,7 @@ pub(super) async fn run(stage: &Stage, minutes: u32) -> anyhow::Result<Row> {
             now.files,
             now.threads,
             now.tasks
-        );
+        ));
     }
     outside.abort();
     Ok(Row::rate("soak", accepted.load(Ordering::SeqCst) as usize, began.elapsed(), sample, stage.sample()))

@@ -75,6 +75,6 @@ pub async fn run(args: BenchArgs, config: Config, out: &Output) -> anyhow::Resul
         json: out.json,
         quiet: out.quiet,
     };
-    bench::run(options, config).await?;
+    out.line(&bench::run(options, config).await?)?;
     Ok(Exit::Done)
 }

@@ -6,7 +6,11 @@ use super::{
     output::{Closed, Output},
     text::clean,
 };
-use crate::{client::CallError, config, telemetry};
+use crate::{
+    client::CallError,
+    config,
+    telemetry::{self, say},
+};
 
 /// Exit codes. Part of what scripts rely on, so numbers are never given a new meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,9 +83,9 @@ pub fn report(error: &anyhow::Error, output: &Output) -> Exit {
     }
     match error.downcast_ref() {
         Some(CallError::Refused(refusal)) if output.json && !refusal.body.is_empty() => {
-            eprintln!("{}", clean(&String::from_utf8_lossy(&refusal.body)));
+            say(clean(&String::from_utf8_lossy(&refusal.body)));
         }
-        _ => eprintln!("error: {}", explain(error)),
+        _ => say(format!("error: {}", explain(error))),
     }
     Exit::of_error(error)
 }

@@ -6,6 +6,7 @@ use std::io::{IsTerminal, Write};
 use comfy_table::{Attribute, Cell, Color};
 
 use super::pretty::pretty;
+use crate::telemetry::say;
 
 /// How to show things. Decided once, from the flags and from what the streams are.
 #[derive(Clone, Copy, Debug)]
@@ -80,7 +81,7 @@ impl Output {
     /// Says something beside the answer, on standard error.
     pub fn note(&self, text: &str) {
         if !self.quiet {
-            eprintln!("{text}");
+            say(text);
         }
     }
 

@@ -9,6 +9,7 @@ use anyhow::Context;
 use serde_json::value::RawValue;
 
 use super::exit::UsageError;
+use crate::telemetry::say;
 
 /// Largest file that is read as one payload; far above what the service takes, far below what hurts here.
 const MAX: u64 = 16 * 1024 * 1024;
@@ -42,7 +43,7 @@ impl Source {
             Source::File(path) => (path.display().to_string(), read_file(path)?),
             Source::Stdin => {
                 if std::io::stdin().is_terminal() {
-                    eprintln!("type the payload as JSON; Ctrl-D ends it");
+                    say("type the payload as JSON; Ctrl-D ends it");
                 }
                 let name = "standard input";
                 (name.to_owned(), read_all(std::io::stdin().lock(), name)?)

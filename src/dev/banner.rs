@@ -3,13 +3,14 @@
 use std::{io::IsTerminal, path::Path};
 
 use super::Ready;
+use crate::telemetry::say;
 
 pub(super) fn starting(folder: &Path) {
-    eprintln!("Starting Postgres and nats-server; their data is in {}", folder.display());
+    say(format!("Starting Postgres and nats-server; their data is in {}", folder.display()));
 }
 
 pub(super) fn stopping() {
-    eprintln!("Stopping: running jobs may finish (Ctrl-C again to hurry)");
+    say("Stopping: running jobs may finish (Ctrl-C again to hurry)");
 }
 
 /// `kept`: whether the data outlives this process.
@@ -22,7 +23,7 @@ pub(super) fn ready(ready: &Ready, kept: bool) {
     let this = this_program();
     let end = if kept { "the data is kept for the next time" } else { "the data is removed then" };
     let own = if server.is_empty() { String::new() } else { format!("NATS_URL={nats_url} ") };
-    eprintln!(
+    say(format!(
         "
 {}
 
@@ -45,7 +46,7 @@ Ctrl-C stops everything; {end}.
 ",
         bold("queue-service is ready"),
         bold("Try it"),
-    );
+    ));
 }
 
 /// This program as it was called, so that what is shown can be typed.

@@ -8,6 +8,7 @@ use super::sandbox::{Sandbox, demo::CANCEL_TAG};
 use crate::{
     job::Status,
     ops::{EnqueueOptions, Ops, wire::CancelRequest},
+    telemetry::say,
 };
 
 /// How long a job may take to start before it is cancelled all the same.
@@ -31,7 +32,7 @@ pub(super) async fn run(ops: &Ops, sandbox: &Sandbox) {
             to_cancel = Some(reply.job_id);
         }
     }
-    eprintln!("The demo has enqueued {n} jobs: `list`, `stats` and `watch` show them");
+    say(format!("The demo has enqueued {n} jobs: `list`, `stats` and `watch` show them"));
     let Some(id) = to_cancel else { return };
     let running = async {
         loop {

@@ -1,6 +1,12 @@
 //! The process's own log, on standard error: set up once, before anything else says something.
+//!
+//! Invariant: whether anybody reads standard error changes nothing. `eprintln!` panics when the reader of a pipe has gone
+//! away, which would end a service in the middle of its stop; so nothing here or elsewhere uses it.
 
-use std::io::IsTerminal;
+use std::{
+    fmt::Display,
+    io::{self, IsTerminal, Write},
+};
 
 use tracing_subscriber::{EnvFilter, fmt::time::ChronoLocal};
 
@@ -31,8 +37,12 @@ pub fn init(log: &Log) -> Result<(), Error> {
         EnvFilter::builder().parse(&filter).map_err(|source| Error::Filter { filter: log.filter.clone(), source })?;
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let watched = std::io::stderr().is_terminal();
-    let lines =
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(watched && !plain).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(watched && !plain)
+        // What it can't write it would tell by `eprintln!`.
+        .log_internal_errors(false)
+        .with_writer(|| Stderr);
     match log.format {
         // The day and the module say nothing to somebody who sees the lines come.
         LogFormat::Text if watched => {
@@ -42,4 +52,23 @@ pub fn init(log: &Log) -> Result<(), Error> {
         LogFormat::Json => lines.json().flatten_event(true).finish().try_init(),
     }
     .map_err(Error::Twice)
+}
+
+/// Writes a line to standard error, if anybody reads it.
+pub fn say(line: impl Display) {
+    let _ = writeln!(Stderr, "{line}");
+}
+
+/// Standard error that takes everything, also when nobody reads it.
+struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _ = io::stderr().write_all(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

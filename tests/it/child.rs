@@ -80,6 +80,11 @@ impl Program {
         self.pid.as_raw_nonzero().get() as u32
     }
 
+    /// Goes away as a reader of both outputs: whatever is written from now on fails.
+    pub async fn stop_reading(&mut self) {
+        self.readers.shutdown().await;
+    }
+
     /// Sends a signal to this process alone.
     pub fn signal(&self, signal: Signal) {
         kill_process(self.pid, signal).unwrap();

@@ -106,6 +106,20 @@ async fn everything_answers_when_the_ready_file_is_there_and_ctrl_c_leaves_nothi
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_ends_all_in_good_order_though_nobody_reads_the_log_any_more() {
+    let mut dev = Dev::start(&["--ephemeral"]).await;
+    let folder = Path::new(dev.text("dataDir")).to_owned();
+    let children = descendants(dev.program.pid());
+    // As `dev 2>&1 | tee log` at Ctrl-C, which ends `tee` as well.
+    dev.program.stop_reading().await;
+    dev.program.signal(Signal::INT);
+    let status = dev.program.ended().await;
+    assert!(status.success(), "{status}");
+    all_gone(&children).await;
+    assert!(!folder.exists(), "a throw-away folder is thrown away");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_demo_shows_every_status_within_ten_seconds() {
     let dev = Dev::start(&["--ephemeral", "--demo"]).await;
     let began = Instant::now();

@@ -61,6 +61,7 @@ mod sockets;
 mod sql;
 mod stats;
 mod types;
+mod unread;
 mod wait;
 mod web;
 mod wire;

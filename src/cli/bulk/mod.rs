@@ -35,7 +35,7 @@ use super::{
     exit::{Exit, UsageError},
     output::Output,
 };
-use crate::client::Client;
+use crate::{client::Client, telemetry::say};
 
 /// Requests that are on their way at the same time.
 const IN_FLIGHT: usize = 4;
@@ -59,7 +59,7 @@ impl Input {
     pub fn open(name: &str) -> anyhow::Result<Self> {
         if name == "-" {
             if std::io::stdin().is_terminal() {
-                eprintln!("type a request per line; Ctrl-D ends it");
+                say("type a request per line; Ctrl-D ends it");
             }
             let reader = Box::pin(BufReader::with_capacity(BUFFER, tokio::io::stdin()));
             return Ok(Self { name: "standard input".to_owned(), reader, size: None });

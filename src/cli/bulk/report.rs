@@ -11,7 +11,7 @@ use crate::cli::{
     output::Output,
     text::{clean, count, counted},
 };
-use crate::client::CallError;
+use crate::{client::CallError, telemetry::say};
 
 pub struct Report {
     input: String,
@@ -89,7 +89,7 @@ impl Report {
             self.unheard = self.unheard.take().or(printed.err());
         } else if let Some(fault) = fault {
             let fault: Vec<String> = fault.lines().map(|part| clean(part.trim())).collect();
-            self.bar.suspend(|| eprintln!("line {line}: {}", fault.join("; ")));
+            self.bar.suspend(|| say(format!("line {line}: {}", fault.join("; "))));
         }
     }
 
