@@ -293,7 +293,7 @@ impl Course<'_> {
     }
 
     async fn checkpoint(&mut self) -> anyhow::Result<Ruling> {
-        let kept = self.heard.iter().rev().find_map(|message| Sign::read(message)?.1.checkpoint);
+        let kept = self.heard.iter().rev().find_map(|message| Sign::read(message)?.2.checkpoint);
         let Some(kept) = kept else { return Ok(skipped("none was published")) };
         let order = Order { checkpoint: Some(&kept), run: 2, ..self.order(&self.options.payload) };
         let mut run = self.peer.ask(order).await?;
@@ -332,7 +332,7 @@ impl Course<'_> {
 /// Whether a message on the progress subject is as docs/protocol.md has it.
 fn check_sign(message: &Message) -> Result<(), String> {
     let value: Value = serde_json::from_slice(&message.payload).map_err(|e| format!("it is no JSON ({e})"))?;
-    let (_, sign) = Sign::read(message).ok_or("`run` has to be the number of the run")?;
+    let (.., sign) = Sign::read(message).ok_or("`run` has to be the number of the run")?;
     let unknown = value.as_object().into_iter().flatten().map(|(key, _)| key.as_str());
     let known = ["run", "percent", "message", "checkpoint"];
     if let Some(key) = unknown.into_iter().find(|key| !known.contains(key)) {

@@ -11,14 +11,9 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::job::{
-    JobType, Trace,
-    model::JobId,
-    settle::{MESSAGE_MAX, clean},
-};
+use crate::job::{JobType, Trace, Update, model::JobId, update::fault_of_checkpoint};
 
-/// Largest checkpoint that is kept, in bytes; a larger one is ignored with a warning in the log.
-pub const CHECKPOINT_MAX: usize = 256 * 1024;
+pub use crate::job::update::CHECKPOINT_MAX;
 
 /// How far a run has come.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -28,21 +23,6 @@ pub struct Progress {
     pub percent: f64,
     #[serde(default)]
     pub message: Option<String>,
-}
-
-impl Progress {
-    /// With `percent` held between 0 and 100, and the message fit to be stored; an empty one is none.
-    pub(crate) fn cleaned(percent: f64, message: String) -> Self {
-        let percent = if percent.is_finite() { percent.clamp(0.0, 100.0) } else { 0.0 };
-        let message = clean(message);
-        debug_assert!(message.len() <= MESSAGE_MAX + 32);
-        Self { percent, message: Some(message).filter(|m| !m.is_empty()) }
-    }
-}
-
-/// Whether a checkpoint can be stored. NUL can't; a checkpoint that holds one is dropped rather than the run failed.
-pub(crate) fn can_be_kept(checkpoint: &RawValue) -> bool {
-    checkpoint.get().len() <= CHECKPOINT_MAX && !checkpoint.get().contains("\\u0000")
 }
 
 /// Handed to a handler for one run.
@@ -67,15 +47,8 @@ pub struct RunContext {
 /// handler may speak as often as it likes.
 #[derive(Debug, Default)]
 pub struct Notes {
-    fresh: Mutex<Fresh>,
+    fresh: Mutex<Update>,
     checkpoint: Mutex<Option<Arc<RawValue>>>,
-}
-
-/// What is new since the last look.
-#[derive(Debug, Default)]
-pub struct Fresh {
-    pub progress: Option<Progress>,
-    pub checkpoint: Option<Arc<RawValue>>,
 }
 
 impl Notes {
@@ -83,8 +56,20 @@ impl Notes {
         Self { checkpoint: Mutex::new(checkpoint.map(Arc::from)), ..Self::default() }
     }
 
-    pub fn take(&self) -> Fresh {
-        std::mem::take(&mut *self.fresh.lock().unwrap_or_else(PoisonError::into_inner))
+    /// What is new since the last look.
+    pub fn take(&self) -> Update {
+        std::mem::take(&mut *self.fresh())
+    }
+
+    /// Gives back what could not be written; what was said since then is newer.
+    pub fn put_back(&self, mut older: Update) {
+        let mut fresh = self.fresh();
+        older.take_over(std::mem::take(&mut *fresh));
+        *fresh = older;
+    }
+
+    fn fresh(&self) -> std::sync::MutexGuard<'_, Update> {
+        self.fresh.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -121,19 +106,25 @@ impl RunContext {
 
     /// Tells how far the run has come; `percent` is held between 0 and 100.
     pub fn progress(&self, percent: f64, message: impl Into<String>) {
-        let progress = Progress::cleaned(percent, message.into());
-        self.notes.fresh.lock().unwrap_or_else(PoisonError::into_inner).progress = Some(progress);
+        self.say(Some(percent), Some(message.into()));
+    }
+
+    /// As [`RunContext::progress`]; what is left out stays as it was.
+    pub(crate) fn say(&self, percent: Option<f64>, message: Option<String>) {
+        self.notes.fresh().take_over(Update::of_progress(percent, message));
     }
 
     /// Keeps `value` for the next attempt, should this one be cut off. At most [`CHECKPOINT_MAX`] bytes of JSON.
     pub fn checkpoint<T: Serialize>(&self, value: &T) {
         match serde_json::value::to_raw_value(value) {
-            Ok(raw) if can_be_kept(&raw) => {
-                let raw: Arc<RawValue> = Arc::from(raw);
-                *self.notes.checkpoint.lock().unwrap_or_else(PoisonError::into_inner) = Some(raw.clone());
-                self.notes.fresh.lock().unwrap_or_else(PoisonError::into_inner).checkpoint = Some(raw);
-            }
-            Ok(_) => tracing::warn!(job.id = %self.job_id, "ignored a checkpoint that is too large or holds NUL"),
+            Ok(raw) => match fault_of_checkpoint(&raw) {
+                Some(fault) => tracing::warn!(job.id = %self.job_id, "ignored a checkpoint, which {fault}"),
+                None => {
+                    let raw: Arc<RawValue> = Arc::from(raw);
+                    *self.notes.checkpoint.lock().unwrap_or_else(PoisonError::into_inner) = Some(raw.clone());
+                    self.notes.fresh().checkpoint = Some(raw);
+                }
+            },
             Err(e) => tracing::warn!(job.id = %self.job_id, "ignored a checkpoint that is no JSON: {e}"),
         }
     }

@@ -9,8 +9,10 @@ pub mod model;
 pub mod settle;
 pub mod state;
 mod trace;
+pub mod update;
 
 pub use backoff::RetryPolicy;
 pub use model::{BadType, JobType, Lane, Priority, Status, Work};
 pub use settle::{Failure, FailureKind, Outcome, Verdict, settle};
 pub use trace::Trace;
+pub use update::Update;

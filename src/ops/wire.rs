@@ -508,6 +508,9 @@ pub struct RunState {
     pub run: i64,
     /// `held`: it has its whole lease again; `cancel`: stop; `lost`: nothing it says is wanted any more.
     pub state: crate::store::outside::State,
+    /// What of this sign was not kept, and why; the rest of it was. Missing when all of it was kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<super::error::Fault>,
 }
 
 /// A run is done.

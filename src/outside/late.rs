@@ -15,13 +15,18 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     over_nats::said,
-    replies::{Sign, run_of},
+    replies::{Answered, Sign},
     reply,
 };
 use crate::{
     handlers::Ended,
-    job::{FailureKind, model::JobId},
-    ops::{Ops, error::chain, finish::Said, signs},
+    job::{FailureKind, Update, model::JobId, update::fault_of_checkpoint},
+    ops::{
+        Ops,
+        error::chain,
+        finish::Said,
+        signs::{self, Signs},
+    },
     store::{Store, outside},
 };
 
@@ -57,7 +62,7 @@ pub async fn listen(
     let ends = async move {
         let mut alive = Alive::default();
         while let Some(answer) = answers.next().await {
-            let Some((worker, id, run)) = run_of(&answer.subject) else { continue };
+            let Some(Answered { worker_id: worker, id, run, .. }) = Answered::read(&answer.subject) else { continue };
             if worker == taking.worker_id || answer.status.is_some() || alive.has(&taking.ops.store, worker).await {
                 continue;
             }
@@ -70,16 +75,20 @@ pub async fn listen(
         }
     };
     let beats = async move {
-        let mut fresh: Vec<outside::Sign> = Vec::new();
+        let mut fresh = Signs::default();
         let mut collect = tokio::time::interval(COLLECT);
         loop {
             tokio::select! {
-                Some(message) = signs.next() => fresh.extend(sign(&message)),
-                _ = collect.tick(), if !fresh.is_empty() => late.write(std::mem::take(&mut fresh)).await,
+                Some(message) = signs.next() => {
+                    if let Some(sign) = sign(&message) {
+                        fresh.add(sign);
+                    }
+                }
+                _ = collect.tick(), if !fresh.is_empty() => late.write(fresh.take()).await,
                 else => return,
             }
-            if fresh.len() >= MANY {
-                late.write(std::mem::take(&mut fresh)).await;
+            if fresh.are_enough(MANY) {
+                late.write(fresh.take()).await;
             }
         }
     };
@@ -113,22 +122,35 @@ impl Late {
         }
     }
 
-    async fn write(&self, mut fresh: Vec<outside::Sign>) {
-        // The newest one of each run says it all, and a statement must not touch a row twice.
-        fresh.reverse();
-        let mut seen = HashSet::new();
-        fresh.retain(|sign| seen.insert(sign.id));
-        let renewed = match self.ops.store.renew(&fresh, None).await {
-            Ok(renewed) => renewed,
-            Err(e) => return tracing::debug!("signs of life were not written: {}", chain(&e)),
-        };
-        signs::tell(&self.ops.broker, &fresh, &renewed).await;
+    /// Not given up while the database is away: a checkpoint is not said twice. Meanwhile the client keeps what comes.
+    async fn write(&self, fresh: Vec<outside::Sign>) {
+        let mut open = vec![fresh];
+        let mut pause = Duration::from_millis(50);
+        while let Some(mut batch) = open.pop() {
+            match self.ops.store.renew(&batch).await {
+                Ok(renewed) => signs::tell(&self.ops.broker, &renewed).await,
+                Err(e) if e.is_transient() => {
+                    tracing::debug!("signs of life were not written, trying again: {}", chain(&e));
+                    open.push(batch);
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(1));
+                }
+                // One that can't be written harms no other.
+                Err(_) if batch.len() > 1 => {
+                    open.push(batch.split_off(batch.len() / 2));
+                    open.push(batch);
+                }
+                Err(e) => tracing::warn!(job.id = %batch[0].id, "a sign of life can't be written: {}", chain(&e)),
+            }
+        }
     }
 }
 
 fn sign(message: &Message) -> Option<outside::Sign> {
-    let (id, sign) = Sign::read(message)?;
-    Some(signs::of(id, sign.run, sign.percent, sign.message, sign.checkpoint.as_deref()))
+    let (job_type, id, Sign { run, percent, message, checkpoint }) = Sign::read(message)?;
+    let mut update = Update::of_progress(percent, message);
+    update.checkpoint = checkpoint.filter(|raw| fault_of_checkpoint(raw).is_none()).map(Arc::from);
+    Some(outside::Sign { id, run, job_type: Some(job_type.to_owned()), update })
 }
 
 /// Which workers are alive, asked now and then.

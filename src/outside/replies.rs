@@ -6,7 +6,7 @@ use std::{
 };
 
 use async_nats::{Message, SubscribeError};
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::{
@@ -19,6 +19,8 @@ use crate::{broker::Broker, handlers::RunContext, job::model::JobId};
 
 /// Answers to one request that may wait to be looked at; further ones are dropped, since the first good one counts.
 const ANSWERS: usize = 4;
+/// Signs of life that are looked at before an answer that came after them; a flood of them must not hold up answers.
+const BEFORE: usize = 1000;
 
 /// The runs that are under way outside. Cheap to clone.
 #[derive(Clone)]
@@ -34,7 +36,6 @@ struct Waiting {
     ctx: RunContext,
     answers: mpsc::Sender<Message>,
     heard: watch::Sender<Instant>,
-    percent: f64,
 }
 
 /// One run that is waited for. Ends the waiting on drop.
@@ -56,18 +57,29 @@ pub(crate) struct Sign {
 }
 
 impl Sign {
-    /// The job that a message is about, and what it says; `None` for what is no sign of life.
-    pub fn read(message: &Message) -> Option<(JobId, Self)> {
-        let id = message.subject.rsplit('.').next()?.parse().ok()?;
-        Some((id, serde_json::from_slice(&message.payload).ok()?))
+    /// The type and the job of the subject, and what the message says; `None` for what is no sign of life.
+    pub fn read(message: &Message) -> Option<(&str, JobId, Self)> {
+        let mut tokens = message.subject.rsplit('.');
+        let (id, job_type) = (tokens.next()?, tokens.next()?);
+        Some((job_type, id.parse().ok()?, serde_json::from_slice(&message.payload).ok()?))
     }
 }
 
-/// Worker, job and run of a subject `<prefix>.reply.<worker>.<type>.<id>.<run>`.
-pub(super) fn run_of(subject: &str) -> Option<(&str, JobId, i64)> {
-    let mut tokens = subject.rsplit('.');
-    let (run, id, _type, worker) = (tokens.next()?, tokens.next()?, tokens.next()?, tokens.next()?);
-    Some((worker, id.parse().ok()?, run.parse().ok()?))
+/// The run that an answer is for, as its subject `<prefix>.reply.<worker>.<type>.<id>.<run>` says. Nothing of it is believed
+/// that the row does not say as well: whoever may publish there can write any of it.
+pub(super) struct Answered<'a> {
+    pub worker_id: &'a str,
+    pub job_type: &'a str,
+    pub id: JobId,
+    pub run: i64,
+}
+
+impl<'a> Answered<'a> {
+    pub fn read(subject: &'a str) -> Option<Self> {
+        let mut tokens = subject.rsplit('.');
+        let (run, id, job_type, worker_id) = (tokens.next()?, tokens.next()?, tokens.next()?, tokens.next()?);
+        Some(Self { worker_id, job_type, id: id.parse().ok()?, run: run.parse().ok()? })
+    }
 }
 
 impl Replies {
@@ -87,7 +99,14 @@ impl Replies {
         let listening = async move {
             loop {
                 tokio::select! {
-                    Some(answer) = answers.next() => replies.answer(answer),
+                    Some(answer) = answers.next() => {
+                        // What was said before it belongs to the run, too. Both come by one connection, so it is here.
+                        for _ in 0..BEFORE {
+                            let Some(Some(sign)) = signs.next().now_or_never() else { break };
+                            replies.sign(&sign);
+                        }
+                        replies.answer(answer);
+                    }
                     Some(sign) = signs.next() => replies.sign(&sign),
                     else => return,
                 }
@@ -107,27 +126,30 @@ impl Replies {
         let (sender, answers) = mpsc::channel(ANSWERS);
         let key = (ctx.job_id, ctx.run);
         let (hear, heard) = watch::channel(Instant::now());
-        let waiting = Waiting { ctx: ctx.clone(), answers: sender, heard: hear, percent: 0.0 };
+        let waiting = Waiting { ctx: ctx.clone(), answers: sender, heard: hear };
         self.lock().insert(key, waiting);
         Expected { replies: self.clone(), key, answers, heard }
     }
 
     fn answer(&self, message: Message) {
-        let Some((_, id, run)) = run_of(&message.subject) else { return };
-        if let Some(waiting) = self.lock().get(&(id, run)) {
-            let _ = waiting.answers.try_send(message);
-        }
+        let Some(Answered { job_type, id, run, .. }) = Answered::read(&message.subject) else { return };
+        let all = self.lock();
+        let Some(waiting) = all.get(&(id, run)).filter(|waiting| waiting.ctx.job_type.as_str() == job_type) else {
+            return;
+        };
+        let sender = waiting.answers.clone();
+        drop(all);
+        let _ = sender.try_send(message);
     }
 
     fn sign(&self, message: &Message) {
-        let Some((id, sign)) = Sign::read(message) else { return };
-        let mut all = self.lock();
-        let Some(waiting) = all.get_mut(&(id, sign.run)) else { return };
+        let Some((job_type, id, sign)) = Sign::read(message) else { return };
+        let all = self.lock();
+        let Some(waiting) = all.get(&(id, sign.run)).filter(|waiting| waiting.ctx.job_type.as_str() == job_type) else {
+            return;
+        };
         waiting.heard.send_replace(Instant::now());
-        if sign.percent.is_some() || sign.message.is_some() {
-            waiting.percent = sign.percent.unwrap_or(waiting.percent);
-            waiting.ctx.progress(waiting.percent, sign.message.unwrap_or_default());
-        }
+        waiting.ctx.say(sign.percent, sign.message);
         if let Some(checkpoint) = sign.checkpoint {
             waiting.ctx.checkpoint(&checkpoint);
         }

@@ -4,18 +4,20 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::{Error, Store};
-use crate::job::model::JobId;
+use super::{
+    Error, Store,
+    notes::{self, progress},
+};
+use crate::job::{Update, model::JobId};
 
 /// A sign of life of one run.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Sign {
     pub id: JobId,
     pub run: i64,
-    /// JSON.
-    pub progress: Option<String>,
-    /// JSON.
-    pub checkpoint: Option<String>,
+    /// It counts only for a job of this type; `None`: of any.
+    pub job_type: Option<String>,
+    pub update: Update,
 }
 
 /// What a run is told that gave a sign of life.
@@ -30,15 +32,21 @@ pub enum State {
     Lost,
 }
 
-/// A run that is over by the clock keeps its lease until somebody takes it: its holder is back in time.
-const RENEW: &str = r#"
+/// A run whose lease is over keeps it until somebody takes it: its holder is back in time. One whose time is up is over.
+const RENEW: &str = concat!(
+    r#"
 UPDATE jobs AS j
 SET lease_until = coalesce(least(clock_timestamp() + j.lease_ms * interval '1 millisecond', j.deadline), j.lease_until),
-    progress = coalesce(s.progress::json, j.progress), checkpoint = coalesce(s.checkpoint::json, j.checkpoint)
-FROM unnest($1::uuid[], $2::int8[], $3::text[], $4::text[]) AS s (id, run, progress, checkpoint)
-WHERE j.id = ANY ($1) AND j.id = s.id AND j.run = s.run AND j.status = 'processing' AND j.lease_until IS NOT NULL
-  AND ($5::text IS NULL OR j.type = $5)
-RETURNING j.id, j.type, j.attempt, coalesce(j.worker_id, ''), j.cancel_requested_at IS NOT NULL"#;
+    progress = "#,
+    progress!(),
+    r#", checkpoint = coalesce(n.checkpoint::json, j.checkpoint)
+FROM unnest($1::uuid[], $2::int8[], $3::text[], $4::text[], $5::text[], $6::text[])
+     AS n (id, run, type, percent, message, checkpoint)
+WHERE j.id = ANY ($1) AND j.id = n.id AND j.run = n.run AND j.status = 'processing' AND j.lease_until IS NOT NULL
+  AND (j.deadline IS NULL OR j.deadline > clock_timestamp()) AND (n.type IS NULL OR j.type = n.type)
+RETURNING j.id, j.run, j.type, j.attempt, coalesce(j.worker_id, ''), j.cancel_requested_at IS NOT NULL,
+          CASE WHEN n.percent IS NULL AND n.message IS NULL THEN NULL ELSE j.progress::text END"#
+);
 
 const LEAVE: &str = r#"
 UPDATE jobs SET deadline = clock_timestamp() + $3 * interval '1 millisecond', lease_ms = $4,
@@ -46,33 +54,46 @@ UPDATE jobs SET deadline = clock_timestamp() + $3 * interval '1 millisecond', le
 WHERE id = $1 AND run = $2 AND status = 'processing' RETURNING id"#;
 
 /// A run whose lease was renewed.
-#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Renewed {
-    pub id: JobId,
+    pub id: Uuid,
+    pub run: i64,
     pub job_type: String,
     pub attempt: i16,
     pub worker_id: String,
     pub cancelled: bool,
+    /// Its progress as it is now, where the sign was about that: JSON.
+    pub progress: Option<String>,
 }
 
+type RenewedRow = (Uuid, i64, String, i16, String, bool, Option<String>);
+
 impl Store {
-    /// Renews the leases of runs outside, and writes what they say. Those that are not among the answers are lost. With
-    /// `job_type` only those of that type.
+    /// Renews the leases of runs outside, and writes what they say. Those that are not among the answers are lost. Of each
+    /// run (and type) there is one sign at most.
     ///
     /// # Errors
     /// As for every statement.
-    pub async fn renew(&self, signs: &[Sign], job_type: Option<&str>) -> Result<Vec<Renewed>, Error> {
+    pub async fn renew(&self, signs: &[Sign]) -> Result<Vec<Renewed>, Error> {
         let mut sorted: Vec<&Sign> = signs.iter().collect();
         sorted.sort_by_key(|sign| sign.id);
         let query = sqlx::query_as(RENEW)
             .bind(sorted.iter().map(|s| s.id).collect::<Vec<_>>())
             .bind(sorted.iter().map(|s| s.run).collect::<Vec<_>>())
-            .bind(sorted.iter().map(|s| s.progress.as_deref()).collect::<Vec<_>>())
-            .bind(sorted.iter().map(|s| s.checkpoint.as_deref()).collect::<Vec<_>>())
-            .bind(job_type);
-        let rows: Vec<(Uuid, String, i16, String, bool)> = self.hot_all("renew leases", query).await?;
-        let renewed =
-            |(id, job_type, attempt, worker_id, cancelled)| Renewed { id, job_type, attempt, worker_id, cancelled };
+            .bind(sorted.iter().map(|s| s.job_type.as_deref()).collect::<Vec<_>>())
+            .bind(sorted.iter().map(|s| notes::percent(&s.update)).collect::<Vec<_>>())
+            .bind(sorted.iter().map(|s| notes::message(&s.update)).collect::<Vec<_>>())
+            .bind(sorted.iter().map(|s| notes::checkpoint(&s.update)).collect::<Vec<_>>());
+        let rows: Vec<RenewedRow> = self.hot_all("renew leases", query).await?;
+        let renewed = |(id, run, job_type, attempt, worker_id, cancelled, progress)| Renewed {
+            id,
+            run,
+            job_type,
+            attempt,
+            worker_id,
+            cancelled,
+            progress,
+        };
         Ok(rows.into_iter().map(renewed).collect())
     }
 

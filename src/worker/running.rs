@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -21,12 +21,14 @@ use crate::{
         events::{Event, EventState},
         pull::AckHandle,
     },
-    handlers::context::Notes,
+    handlers::{Progress, context::Notes},
     store::notes::Note,
 };
 
 /// How often progress and checkpoints are collected.
 const COLLECT: Duration = Duration::from_millis(250);
+/// How long the last words of a run are tried to be written.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a run is asked to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -245,47 +247,61 @@ async fn write_notes(shared: &Shared) {
     write(shared, &shared.running.all()).await;
 }
 
-/// Writes what one handler has said, before its outcome is recorded.
+/// Writes what one handler has said, before its outcome is recorded: a checkpoint must not get lost with it. Given up after
+/// [`PATIENCE`] without a database, so that a stop ends.
 pub(crate) async fn write_notes_of(shared: &Shared, run: &Arc<Run>) {
-    write(shared, std::slice::from_ref(run)).await;
+    let end = Instant::now() + PATIENCE;
+    let mut pause = Duration::from_millis(50);
+    while !write(shared, std::slice::from_ref(run)).await && Instant::now() < end {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
 }
 
-/// One statement for all, and then the news as events.
-async fn write(shared: &Shared, runs: &[Arc<Run>]) {
+/// One statement for all, and then the news as events. `false`: nothing was written, and it is worth trying again.
+async fn write(shared: &Shared, runs: &[Arc<Run>]) -> bool {
     let mut notes = Vec::new();
-    let mut news = Vec::new();
+    let mut said = Vec::new();
     for run in runs {
-        let fresh = run.notes.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (number, attempt) = run.claimed();
-        if fresh.progress.is_none() && fresh.checkpoint.is_none() {
+        let kept = run.notes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let update = kept.take();
+        if update.is_empty() {
             continue;
         }
-        notes.push(Note {
-            id: run.id,
-            run: number,
-            progress: fresh.progress.as_ref().and_then(|p| serde_json::to_string(p).ok()),
-            checkpoint: fresh.checkpoint.map(|raw| raw.get().to_owned()),
-        });
-        if let Some(progress) = fresh.progress {
-            news.push((run, attempt, progress));
-        }
+        let (number, attempt) = run.claimed();
+        notes.push(Note { id: run.id, run: number, update });
+        said.push((run, number, attempt, kept));
     }
     if notes.is_empty() {
-        return;
+        return true;
     }
     // Boxed: most runs have nothing to say, and each would carry the room for it.
-    if let Err(e) = Box::pin(shared.deps.store.write_notes(notes)).await {
-        // The next progress says more anyhow; a checkpoint is an optimisation.
-        tracing::debug!("progress was not written: {e}");
-        return;
-    }
+    let noted = match Box::pin(shared.deps.store.write_notes(&notes)).await {
+        Ok(noted) => noted,
+        Err(e) => {
+            tracing::debug!("progress was not written: {e}");
+            if e.is_transient() {
+                notes.into_iter().zip(said).for_each(|(note, (.., kept))| kept.put_back(note.update));
+            }
+            return !e.is_transient();
+        }
+    };
+    let progress_of = |id: Uuid, run: i64| {
+        let noted = noted.iter().find(|noted| (noted.id, noted.run) == (id, run))?;
+        serde_json::from_str::<Progress>(noted.progress.as_deref()?).ok()
+    };
+    let news: Vec<_> = said
+        .iter()
+        .filter_map(|(run, number, attempt, _)| Some((run, attempt, progress_of(run.id, *number)?)))
+        .collect();
     let told: Vec<Event> = news
         .iter()
         .map(|(run, attempt, progress)| Event {
             percent: Some(progress.percent),
             message: progress.message.as_deref(),
-            ..Event::new(run.id, &run.job_type, EventState::Progress, *attempt, Some(&shared.id))
+            ..Event::new(run.id, &run.job_type, EventState::Progress, **attempt, Some(&shared.id))
         })
         .collect();
     Box::pin(shared.deps.broker.emit(&told)).await;
+    true
 }

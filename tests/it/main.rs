@@ -57,6 +57,7 @@ mod retry;
 mod rollback;
 mod rolling;
 mod schema;
+mod signs;
 mod sockets;
 mod sql;
 mod stats;

@@ -7,24 +7,29 @@ use serde_json::{Value, json};
 use crate::harness::{PATIENCE, Place, Running, start, time, until};
 
 /// Who does the work of the type `outside`.
-struct Handler {
+pub struct Handler {
     nats: async_nats::Client,
     requests: Subscriber,
 }
 
 impl Handler {
-    async fn start(service: &Running) -> Self {
+    pub async fn start(service: &Running) -> Self {
         let nats = service.nats.clone();
         let requests = nats.queue_subscribe(service.subject("handlers.outside"), "workers".into()).await.unwrap();
         nats.flush().await.unwrap();
         Self { nats, requests }
     }
 
-    async fn next(&mut self) -> Message {
+    pub async fn next(&mut self) -> Message {
         tokio::time::timeout(PATIENCE, self.requests.next()).await.expect("no request in time").unwrap()
     }
 
-    async fn reply(&self, request: &Message, headers: &[(&str, &str)], body: impl Into<Vec<u8>>) {
+    /// By the connection of its replies, so in order with them.
+    pub async fn publish(&self, subject: &str, body: Value) {
+        self.nats.publish(subject.to_owned(), body.to_string().into()).await.unwrap();
+    }
+
+    pub async fn reply(&self, request: &Message, headers: &[(&str, &str)], body: impl Into<Vec<u8>>) {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.insert(*name, *value);
@@ -35,7 +40,7 @@ impl Handler {
     }
 }
 
-fn header<'a>(message: &'a Message, name: &str) -> &'a str {
+pub fn header<'a>(message: &'a Message, name: &str) -> &'a str {
     message.headers.as_ref().unwrap().get(name).unwrap_or_else(|| panic!("no header {name}")).as_str()
 }
 

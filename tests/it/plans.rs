@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use queue_service::{
-    job::{Failure, JobType, Priority, Status, Verdict},
+    job::{Failure, JobType, Priority, Status, Update, Verdict},
     store::{
         Store,
         claim::Claim,
@@ -129,8 +129,9 @@ async fn rows_are_found_by_id_also_when_the_table_was_empty_at_its_last_vacuum()
     for some in jobs.chunks(20).take(8) {
         let wanted: Vec<_> = some.iter().map(|job| (job.id, "probe".to_owned())).collect();
         let mut left = store.claim(&wanted, "worker").await.unwrap().claims.into_iter();
-        let note = Note { id: some[0].id, run: 1, progress: Some("{}".into()), checkpoint: None };
-        store.write_notes(vec![note]).await.unwrap();
+        let update = Update::of_progress(Some(50.0), None);
+        let note = Note { id: some[0].id, run: 1, update };
+        store.write_notes(&[note]).await.unwrap();
         let failure = || Failure::retry("no");
         let ends: [&dyn Fn() -> Verdict; 3] = [
             &|| Verdict::Complete { result: RawValue::from_string("1".into()).unwrap() },

@@ -7,12 +7,14 @@ use crate::{
     job::model::JobId,
     ops::{
         Ops, Scope,
-        error::{ApiError, Code},
+        error::{ApiError, Code, Fault},
         finish::Said,
-        signs,
-        wire::{CompleteRequest, FailRequest, FinishReply, HeartbeatReply, HeartbeatRequest, ReleaseRequest, RunState},
+        signs::{self, Signs},
+        wire::{
+            Beat, CompleteRequest, FailRequest, FinishReply, HeartbeatReply, HeartbeatRequest, ReleaseRequest, RunState,
+        },
     },
-    store::outside::State,
+    store::outside::{Sign, State},
 };
 
 impl Ops {
@@ -27,32 +29,27 @@ impl Ops {
             let message = format!("{n} runs; at most {MAX_RUNS} are taken at once");
             return Err(ApiError::fault(Code::InvalidRequest, "/runs", message));
         }
-        // Of one job that is named twice the newest run counts: a statement must not touch a row twice.
-        let mut newest: HashMap<JobId, usize> = HashMap::new();
-        for (place, run) in request.runs.iter().enumerate() {
-            let known = newest.entry(run.job_id.0).or_insert(place);
-            if request.runs[*known].run < run.run {
-                *known = place;
-            }
+        let (mut signs, mut refused) = (Signs::default(), Vec::with_capacity(n));
+        for (place, beat) in request.runs.iter().enumerate() {
+            let (update, faults) = signs::judge(beat.percent, beat.message.clone(), beat.checkpoint.as_deref());
+            let job_type = scope.map(|scope| scope.to_string());
+            signs.add(Sign { id: beat.job_id.0, run: beat.run, job_type, update });
+            let fault = |(field, message)| Fault { path: format!("/runs/{place}/{field}"), message };
+            refused.push(faults.into_iter().map(fault).collect());
         }
-        let beats: Vec<_> = newest
-            .values()
-            .map(|place| &request.runs[*place])
-            .map(|run| signs::of(run.job_id.0, run.run, run.percent, run.message.clone(), run.checkpoint.as_deref()))
+        let renewed = self.store.renew(&signs.take()).await?;
+        signs::tell(&self.broker, &renewed).await;
+        let states: HashMap<(JobId, i64), State> = renewed
+            .iter()
+            .map(|held| ((held.id, held.run), if held.cancelled { State::Cancel } else { State::Held }))
             .collect();
-        let renewed = self.store.renew(&beats, scope.map(|scope| scope.as_str())).await?;
-        signs::tell(&self.broker, &beats, &renewed).await;
-        let state = |place: usize| {
-            let run = &request.runs[place];
-            let held = renewed.iter().find(|held| held.id == run.job_id.0 && newest.get(&held.id) == Some(&place));
-            let state = match held {
-                Some(held) if held.cancelled => State::Cancel,
-                Some(_) => State::Held,
-                None => State::Lost,
-            };
-            RunState { job_id: run.job_id.0, run: run.run, state }
+        let answer = |(beat, errors): (&Beat, Vec<Fault>)| {
+            let state = states.get(&(beat.job_id.0, beat.run)).copied().unwrap_or(State::Lost);
+            // Of a run that is lost nothing is kept anyway.
+            let errors = if state == State::Lost { Vec::new() } else { errors };
+            RunState { job_id: beat.job_id.0, run: beat.run, state, errors }
         };
-        Ok(HeartbeatReply { runs: (0..n).map(state).collect() })
+        Ok(HeartbeatReply { runs: request.runs.iter().zip(refused).map(answer).collect() })
     }
 
     /// # Errors
