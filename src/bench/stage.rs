@@ -96,8 +96,7 @@ impl Stage {
 
     /// Connects to a service that runs already.
     pub async fn running(config: &Config, job_type: &str, payload: &Value) -> anyhow::Result<Self> {
-        let options = async_nats::ConnectOptions::new();
-        let (options, servers) = crate::broker::login::prepare(options, &config.nats).await?;
+        let (options, servers) = crate::broker::login::prepare(&config.nats).await?;
         let client = Client {
             nats: options.connect(servers).await.context("can't connect to NATS: is the service running?")?,
             http: None,

@@ -6,10 +6,12 @@
 pub mod control;
 pub mod events;
 mod lanes;
+mod link;
 pub mod login;
 pub mod publish;
 pub mod pull;
 pub mod subjects;
+mod tls;
 pub mod topology;
 
 use std::{
@@ -20,11 +22,12 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{Client, ConnectOptions, connection::State};
+use async_nats::{Client, connection::State};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 use crate::config;
+use link::Link;
 pub use publish::Publisher;
 pub use subjects::Subjects;
 
@@ -44,11 +47,14 @@ pub struct Broker {
     pub(crate) settings: Settings,
     incarnation: Arc<Incarnation>,
     lanes: lanes::Lanes,
+    link: Link,
 }
 
 /// What the streams and consumers are made with.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
+    /// First tokens of the JetStream API's subjects, with the domain where one is set.
+    pub api: String,
     pub replicas: u8,
     pub ack_wait: Duration,
     pub max_unanswered: usize,
@@ -100,11 +106,13 @@ impl Broker {
     /// # Errors
     /// Settings that can't be used: a file that can't be read, an URL that is none.
     pub async fn connect(config: &config::Nats, background: &config::Background) -> Result<Self, Error> {
+        let link = Link::default();
         Ok(Self {
-            rpc: connect(config, "queue-service rpc").await?,
-            jetstream: connect(config, "queue-service jetstream").await?,
+            rpc: connect(config, "rpc", &link).await?,
+            jetstream: connect(config, "jetstream", &link).await?,
             subjects: Subjects::new(&config.prefix),
             settings: Settings {
+                api: config.domain.as_ref().map_or("$JS.API".into(), |domain| format!("$JS.{domain}.API")),
                 replicas: config.replicas,
                 ack_wait: background.ack_wait,
                 max_unanswered: background.max_unanswered,
@@ -112,7 +120,13 @@ impl Broker {
             },
             incarnation: Arc::default(),
             lanes: lanes::Lanes::default(),
+            link,
         })
+    }
+
+    /// Why there is no connection, as far as that is known: which server, and what it said.
+    pub fn connection_trouble(&self) -> Option<String> {
+        self.link.trouble()
     }
 
     pub fn is_connected(&self) -> bool {
@@ -133,6 +147,11 @@ impl Broker {
         if version < SERVER_MIN { Err(Error::TooOld { found }) } else { Ok(()) }
     }
 
+    /// A subject of the JetStream API.
+    pub(crate) fn api_subject(&self, rest: &str) -> String {
+        format!("{}.{rest}", self.settings.api)
+    }
+
     /// Asks the JetStream API.
     pub(crate) async fn api<T: DeserializeOwned>(
         &self,
@@ -143,7 +162,7 @@ impl Broker {
             return Err(Error::Unreachable("not connected".into()));
         }
         let body = serde_json::to_vec(request).map_err(|source| Error::Topology { name: "request", source })?;
-        let asked = tokio::time::timeout(API, self.jetstream.request(format!("$JS.API.{subject}"), Bytes::from(body)));
+        let asked = tokio::time::timeout(API, self.jetstream.request(self.api_subject(&subject), Bytes::from(body)));
         let answer = match asked.await {
             Ok(Ok(message)) => message.payload,
             Ok(Err(e)) => return Err(Error::Unreachable(format!("{subject}: {e}"))),
@@ -221,9 +240,10 @@ pub(crate) struct Stamp {
     incarnation: u64,
 }
 
-async fn connect(config: &config::Nats, name: &str) -> Result<Client, Error> {
-    let options = ConnectOptions::new()
-        .name(name)
+async fn connect(config: &config::Nats, name: &'static str, link: &Link) -> Result<Client, Error> {
+    let (options, servers) = login::prepare(config).await?;
+    let options = options
+        .name(format!("queue-service {name}"))
         .custom_inbox_prefix(&config.inbox_prefix)
         .retry_on_initial_connect()
         // A silent peer is found after two unanswered pings; the default is minutes.
@@ -234,15 +254,7 @@ async fn connect(config: &config::Nats, name: &str) -> Result<Client, Error> {
         .reconnect_delay_callback(|attempts| {
             let base = Duration::from_millis(1 << attempts.min(11));
             base.mul_f64(0.5 + rand::random::<f64>())
-        })
-        .event_callback(|event| async move {
-            match event {
-                async_nats::Event::Connected => tracing::info!("connected to NATS"),
-                // What we asked for ourselves.
-                async_nats::Event::Draining | async_nats::Event::Closed => {}
-                event => tracing::warn!("NATS connection: {event}"),
-            }
         });
-    let (options, servers) = login::prepare(options, config).await?;
-    options.connect(servers).await.map_err(|e| Error::Setting { key: "url", message: e.to_string() })
+    let connected = link.watch(options, name).connect(servers).await;
+    connected.map_err(|e| Error::Setting { key: "url", message: e.to_string() })
 }

@@ -91,7 +91,8 @@ impl LanePull {
     async fn open(broker: &Broker, job_type: &str, lane: Lane) -> Result<Self, async_nats::SubscribeError> {
         let (stream, name) = (broker.subjects.jobs_stream(), Subjects::consumer(job_type, lane));
         let in_use = broker.lanes.of(job_type, lane);
-        Self::on(broker, format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"), lane, in_use).await
+        let subject = broker.api_subject(&format!("CONSUMER.MSG.NEXT.{stream}.{name}"));
+        Self::on(broker, subject, lane, in_use).await
     }
 
     async fn on(

@@ -189,7 +189,7 @@ impl Broker {
 
     /// The subject on which the consumer of the inbox is asked for messages.
     pub(crate) fn inbox_pull(&self) -> String {
-        format!("$JS.API.CONSUMER.MSG.NEXT.{}.{INTAKE}", self.subjects.inbox_stream())
+        self.api_subject(&format!("CONSUMER.MSG.NEXT.{}.{INTAKE}", self.subjects.inbox_stream()))
     }
 
     /// How much waits in a lane: nothing while it is not in use. `None` when its consumer is missing.

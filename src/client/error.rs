@@ -123,8 +123,18 @@ pub enum ConnectError {
 
 impl ConnectError {
     pub(super) fn refused(source: async_nats::ConnectError, url: &str) -> Self {
-        Self::Refused { advice: advice(source.kind(), url), source }
+        // The client takes what goes wrong with TLS for an error of reading and writing.
+        let kind = match source.kind() {
+            ConnectErrorKind::Io if is_about_tls(&source.to_string()) => ConnectErrorKind::Tls,
+            kind => kind,
+        };
+        Self::Refused { advice: advice(kind, url), source }
     }
+}
+
+fn is_about_tls(text: &str) -> bool {
+    let text = text.to_lowercase();
+    ["certificate", "tls", "handshake", "alert"].iter().any(|word| text.contains(word))
 }
 
 /// Says what to do about it.

@@ -10,7 +10,7 @@ mod typed;
 
 use std::time::Duration;
 
-use async_nats::{Client as Nats, ConnectOptions, Event, RequestErrorKind, ServerError, Subscriber};
+use async_nats::{Client as Nats, Event, RequestErrorKind, ServerError, Subscriber};
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
@@ -63,12 +63,12 @@ impl Client {
     pub async fn open(config: &config::Nats, scope: Option<JobType>) -> Result<Self, ConnectError> {
         let url = mask_url(&config.url);
         let (tell, forbidden) = watch::channel(None);
-        let options = ConnectOptions::new()
+        let (options, servers) = login::prepare(config).await?;
+        let options = options
             .name("queue-service client")
             .custom_inbox_prefix(&config.inbox_prefix)
             .ping_interval(Duration::from_secs(5))
             .connection_timeout(Duration::from_secs(2));
-        let (options, servers) = login::prepare(options, config).await?;
         let options = options.event_callback(move |event| {
             let tell = tell.clone();
             async move {

@@ -92,6 +92,19 @@ impl Config {
             !prefix.is_empty() && prefix.len() <= 100 && prefix.chars().all(token),
             format!("nats.prefix '{prefix}' must be 1 to 100 letters, digits, '-' or '_'"),
         );
+        let domain = self.nats.domain.as_deref().unwrap_or("hub");
+        need(
+            !domain.is_empty() && domain.len() <= 100 && domain.chars().all(token),
+            "nats.domain must be 1 to 100 letters, digits, '-' or '_'".into(),
+        );
+        need(
+            self.nats.tls_cert.is_some() == self.nats.tls_key.is_some(),
+            "nats.tls_cert and nats.tls_key go together: set both, or neither".into(),
+        );
+        need(
+            self.nats.token.is_none() || self.nats.token_file.is_none(),
+            "nats.token and nats.token_file say the same: set one of them".into(),
+        );
         let schema = &self.database.schema;
         need(
             !schema.is_empty()

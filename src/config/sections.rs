@@ -18,13 +18,23 @@ pub struct Nats {
     pub url: String,
     /// First token of every subject and part of the streams' names: one prefix is one namespace.
     pub prefix: String,
-    /// File with a user's JWT and key.
+    /// JetStream domain to use, where streams are to be kept on another server than the one connected to: a hub behind a
+    /// leaf node, for instance. One token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// File with a user's JWT and key. Like all files here it is read at each connect, so it may be renewed at any time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub creds: Option<PathBuf>,
     /// Token to connect with.
     #[serde(skip_serializing)]
     #[schemars(with = "Option<String>")]
     pub token: Option<SecretString>,
+    /// File with the token, in place of `token`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
+    /// File with the password of the user in `url`, which then has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
     /// Certificate authority of the servers, PEM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_ca: Option<PathBuf>,
@@ -54,8 +64,11 @@ impl Default for Nats {
         Self {
             url: "nats://127.0.0.1:4222".into(),
             prefix: "queue".into(),
+            domain: None,
             creds: None,
             token: None,
+            token_file: None,
+            password_file: None,
             tls_ca: None,
             tls_cert: None,
             tls_key: None,

@@ -14,7 +14,7 @@ mod report;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use async_nats::{Client, ConnectOptions};
+use async_nats::Client;
 use chrono::{SecondsFormat, Utc};
 use serde_json::{Value, json, value::RawValue};
 
@@ -118,11 +118,11 @@ fn job(job_type: &JobType, id: JobId, payload: &RawValue, checkpoint: Option<&Ra
 }
 
 async fn connect(config: &config::Nats) -> anyhow::Result<Client> {
-    let options = ConnectOptions::new()
+    let (options, servers) = login::prepare(config).await?;
+    let options = options
         .name("queue-service conformance")
         .custom_inbox_prefix(&config.inbox_prefix)
         .connection_timeout(Duration::from_secs(2));
-    let (options, servers) = login::prepare(options, config).await?;
     options.connect(servers).await.context("no connection to NATS; `queue-service dev` starts one")
 }
 

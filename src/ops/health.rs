@@ -71,7 +71,8 @@ impl Ops {
             let version = self.broker.jetstream.server_info().version;
             return check(HealthStatus::Ok, format!("connected to nats-server {version}"));
         }
-        check(HealthStatus::Degraded, "not connected: jobs are kept and run when NATS is back")
+        let why = self.broker.connection_trouble().map_or(String::new(), |why| format!(" ({why})"));
+        check(HealthStatus::Degraded, format!("not connected{why}: jobs are kept and run when NATS is back"))
     }
 
     async fn jetstream(&self) -> Check {

@@ -3,6 +3,8 @@
 //! Invariant: whether anybody reads standard error changes nothing. `eprintln!` panics when the reader of a pipe has gone
 //! away, which would end a service in the middle of its stop; so nothing here or elsewhere uses it.
 
+mod seldom;
+
 use std::{
     fmt::Display,
     io::{self, IsTerminal, Write},
@@ -11,6 +13,7 @@ use std::{
 use tracing_subscriber::{EnvFilter, fmt::time::ChronoLocal};
 
 use crate::config::{Log, LogFormat};
+pub use seldom::Seldom;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -31,7 +34,7 @@ pub fn init(log: &Log) -> Result<(), Error> {
     let filter = if log.filter.contains("async_nats") {
         log.filter.clone()
     } else {
-        format!("async_nats=warn,sqlx=warn,{}", log.filter)
+        format!("async_nats=off,sqlx=warn,{}", log.filter)
     };
     let filter =
         EnvFilter::builder().parse(&filter).map_err(|source| Error::Filter { filter: log.filter.clone(), source })?;

@@ -5,6 +5,7 @@
 mod bad_input;
 mod books;
 mod cancel;
+mod certs;
 mod chaos;
 mod child;
 mod cli;
@@ -35,8 +36,10 @@ mod http;
 mod import;
 mod inbox;
 mod lanes;
+mod leaf;
 mod list;
 mod load;
+mod login;
 mod many;
 mod micro;
 mod model;

@@ -80,12 +80,9 @@ impl OwnNats {
         std::fs::create_dir_all(folder).unwrap();
         let (config, port) = (folder.join("nats-server.conf"), free_port().unwrap());
         let store = disk.as_ref().map_or_else(|| folder.join("store"), |disk| disk.path().join("store"));
-        let text = format!(
-            "server_name: {name}\nlisten: \"127.0.0.1:{port}\"\n\
-             jetstream {{ store_dir: \"{}\", max_file_store: 2GB, max_memory_store: 16MB }}\n{more}\n",
-            store.display()
-        );
-        std::fs::write(&config, text).unwrap();
+        let jetstream =
+            format!("jetstream {{ store_dir: \"{}\", max_file_store: 2GB, max_memory_store: 16MB }}", store.display());
+        std::fs::write(&config, configuration(name, port, &format!("{jetstream}\n{more}"))).unwrap();
         let program = process::Program {
             name: "nats-server",
             path: tool("nats-server"),
@@ -101,12 +98,27 @@ impl OwnNats {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
+    /// Gives it another configuration, all but its name and its port; in force when it starts next.
+    pub fn configure(&self, name: &str, all: &str) {
+        let all = all.replace("{store}", &self.store().display().to_string());
+        std::fs::write(self.folder.join("nats-server.conf"), configuration(name, self.port, &all)).unwrap();
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Starts it, and returns when it greets.
     pub async fn start(&mut self) {
+        self.start_at("127.0.0.1").await;
+    }
+
+    /// As [`OwnNats::start`], where its configuration has it listen at another address.
+    pub async fn start_at(&mut self, host: &str) {
         self.server.spawn();
         let port = self.port;
         until(|| async {
-            let stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+            let stream = TcpStream::connect((host, port)).await.ok()?;
             let mut greeting = String::new();
             BufReader::new(stream).read_line(&mut greeting).await.ok()?;
             greeting.starts_with("INFO").then_some(())
@@ -147,6 +159,11 @@ impl OwnNats {
     pub fn store(&self) -> PathBuf {
         self.folder.join("store")
     }
+}
+
+/// Of a nats-server on the loopback.
+fn configuration(name: &str, port: u16, more: &str) -> String {
+    format!("server_name: {name}\nlisten: \"127.0.0.1:{port}\"\n{more}\n")
 }
 
 /// A Postgres that lets everybody in from the loopback.
