@@ -12,11 +12,11 @@ use queue_service::{
     flow::{Batcher, batcher::Size},
     handlers::{AnyHandler, RunContext},
     job::{Failure, Outcome, RetryPolicy, Trace, json, settle},
+    supervise::Tasks,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio_util::task::TaskTracker;
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -72,7 +72,7 @@ fn batching(c: &mut Criterion) {
     for callers in [1_u64, 64, 1024] {
         let _inside = runtime.enter();
         let size = Size { weight: 500, lanes: 1, enough: 1, waiting: 4096 };
-        let batcher = Batcher::start(size, |_| 1, &TaskTracker::new(), |items: Vec<u64>| async move { items });
+        let batcher = Batcher::start("bench", size, |_| 1, &Tasks::default(), |items: Vec<u64>| async move { items });
         group.throughput(Throughput::Elements(callers));
         group.bench_function(format!("{callers} callers"), |b| {
             b.to_async(&runtime).iter(|| async {

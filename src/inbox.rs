@@ -6,8 +6,8 @@
 use std::{sync::Arc, time::Duration};
 
 use async_nats::{Message, SubscribeError};
-use tokio::sync::{Notify, Semaphore};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::sync::{Mutex, Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     broker::{
@@ -15,6 +15,7 @@ use crate::{
         pull::{AckHandle, LanePull},
     },
     ops::{ApiError, Code, EnqueueOptions, Ops},
+    supervise::{self, Tasks},
 };
 
 /// Messages that are being taken in at the same time.
@@ -34,20 +35,23 @@ const REASON_MAX: usize = 1000;
 ///
 /// # Errors
 /// The client is closed.
-pub async fn start(ops: &Ops, stop: &CancellationToken, tasks: &TaskTracker) -> Result<(), SubscribeError> {
-    let pull = LanePull::of_inbox(&ops.broker).await?;
+pub async fn start(ops: &Ops, stop: &CancellationToken, tasks: &Tasks) -> Result<(), SubscribeError> {
+    let pull = Arc::new(Mutex::new(LanePull::of_inbox(&ops.broker).await?));
     let room = Arc::new(Semaphore::new(AT_ONCE));
-    tasks.spawn(serve(ops.clone(), pull, room, stop.clone()));
+    let (ops, stopped) = (ops.clone(), stop.clone());
+    tasks.keep("inbox", stop, move || serve(ops.clone(), pull.clone(), room.clone(), stopped.clone()));
     Ok(())
 }
 
-async fn serve(ops: Ops, mut pull: LanePull, room: Arc<Semaphore>, stop: CancellationToken) {
+async fn serve(ops: Ops, pull: Arc<Mutex<LanePull>>, room: Arc<Semaphore>, stop: CancellationToken) {
+    let mut pull = pull.lock().await;
     let mut tick = tokio::time::interval(TICK);
     let done = Arc::new(Notify::new());
     loop {
         let free = room.available_permits();
         if free > pull.credit() && (pull.credit() == 0 || free - pull.credit() >= AT_ONCE / 4) {
-            pull.request(free - pull.credit()).await;
+            let more = free - pull.credit();
+            pull.request(more).await;
         }
         tokio::select! {
             biased;
@@ -56,7 +60,7 @@ async fn serve(ops: Ops, mut pull: LanePull, room: Arc<Semaphore>, stop: Cancell
                 let Some((message, ack)) = pulled else { continue };
                 let Ok(turn) = room.clone().acquire_owned().await else { return };
                 let (ops, done) = (ops.clone(), done.clone());
-                tokio::spawn(async move {
+                supervise::spawn("inbox message", async move {
                     take_in(&ops, &message, &ack).await;
                     drop(turn);
                     done.notify_one();

@@ -6,8 +6,11 @@
 
 // They panic when the reader of a pipe has gone away; see `telemetry`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
+// Tests see the panics of their tasks themselves.
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
 
 pub mod background;
+#[allow(clippy::disallowed_methods, reason = "a panic in a measurement ends the measurement, which shows it")]
 pub mod bench;
 pub mod broker;
 pub mod cli;
@@ -27,6 +30,7 @@ pub mod outside;
 pub mod rpc;
 pub mod service;
 pub mod store;
+pub mod supervise;
 pub mod telemetry;
 pub mod types;
 pub mod worker;

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::sync::{Notify, watch};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     background,
@@ -16,6 +16,7 @@ use crate::{
     outside::{Callers, late},
     rpc,
     store::{self, Store},
+    supervise::{self, Supervisor, Tasks},
     types::{self, Types},
     worker::{self, Worker, eager::Eager},
 };
@@ -36,17 +37,22 @@ pub struct Service {
     doors: Group,
     duties: Group,
     /// What has been taken in and must be written and told before the end.
-    intake: TaskTracker,
+    intake: Tasks,
     start: tokio::task::JoinHandle<Result<Option<Worker>, Error>>,
     ready: watch::Receiver<bool>,
     stop_start: CancellationToken,
 }
 
 /// Tasks that end together.
-#[derive(Default)]
 struct Group {
-    tasks: TaskTracker,
+    tasks: Tasks,
     stop: CancellationToken,
+}
+
+impl Group {
+    fn new(supervisor: &Supervisor) -> Self {
+        Self { tasks: supervisor.tasks(), stop: CancellationToken::new() }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +71,8 @@ pub enum Error {
     HttpClient(#[from] SetupError),
     #[error(transparent)]
     Http(#[from] http::Error),
+    #[error("the task '{0}' of the service has failed; the log says how")]
+    Died(String),
     #[error("the connection to NATS is closed")]
     Closed(#[from] async_nats::SubscribeError),
 }
@@ -91,19 +99,21 @@ impl Service {
         let config = Arc::new(config);
         let store = Store::open(&config.database)?;
         let broker = Broker::connect(&config.nats, &config.background).await?;
-        let publisher = Publisher::start(&broker).await?;
-        let builtin = faults::with_misbehaviour(Registry::builtin(&config, store.reads().clone())?)?;
+        let supervisor = Supervisor::default();
+        let publisher = Publisher::start(&broker, &supervisor).await?;
+        let builtin = Registry::builtin(&config, store.reads().clone(), &supervisor)?;
+        let builtin = faults::with_misbehaviour(builtin)?;
         let registry = add_types(builtin)?;
         let worker_id = worker::new_id();
         let callers = Callers::new(&store, &broker, &config, &worker_id)?;
         let types = Types::new(config.clone(), &registry, callers.clone())?;
         let relay = Arc::new(Notify::new());
-        let intake = TaskTracker::new();
+        let intake = supervisor.tasks();
         let eager = Eager::default();
         let deps =
             ops::Deps { store: store.clone(), broker: broker.clone(), publisher, config: config.clone(), types, relay };
         let ops = Ops::new(deps.clone(), eager.clone(), &intake);
-        let (doors, duties) = (Group::default(), Group::default());
+        let (doors, duties) = (Group::new(&supervisor), Group::new(&supervisor));
         let mut http = None;
         if config.http.enabled {
             let door = http::start(ops.clone(), &config.http, routes, doors.stop.clone(), &doors.tasks);
@@ -125,7 +135,7 @@ impl Service {
             stop: duties.stop.clone(),
             ready: told,
         };
-        let start = tokio::spawn(start.run(stop_start.clone()));
+        let start = supervisor.vital("start", start.run(stop_start.clone()));
         Ok(Self { http, ops, store, broker, doors, duties, intake, start, ready, stop_start })
     }
 
@@ -144,10 +154,21 @@ impl Service {
         self.ready.clone().wait_for(|ready| *ready).await.is_ok()
     }
 
-    /// Returns when the start has failed for good, and never once it has succeeded.
+    /// Who keeps its tasks.
+    pub fn supervisor(&self) -> &Supervisor {
+        self.intake.supervisor()
+    }
+
+    /// Returns when the start has failed for good, or a task without which the service can't go on.
     pub async fn failed(&self) {
-        if self.ready().await {
-            std::future::pending::<()>().await;
+        let not_ready = async {
+            if self.ready().await {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = not_ready => {}
+            () = self.supervisor().failed() => {}
         }
     }
 
@@ -170,7 +191,9 @@ impl Service {
                 worker.drain(hurry).await;
                 Ok(())
             }
-            Ok(Ok(None)) | Err(_) => Ok(()),
+            Ok(Ok(None)) => Ok(()),
+            // It was logged.
+            Err(_) => Err(Error::Died("start".into())),
             Ok(Err(e)) => Err(e),
         };
         // The batchers end with the last handle to them.
@@ -192,10 +215,10 @@ struct Start {
     callers: Callers,
     ops: Ops,
     /// Ends before the intake does.
-    doors: (CancellationToken, TaskTracker),
+    doors: (CancellationToken, Tasks),
     worker_id: String,
     eager: Eager,
-    duties: TaskTracker,
+    duties: Tasks,
     stop: CancellationToken,
     ready: watch::Sender<bool>,
 }
@@ -240,6 +263,7 @@ impl Start {
             types: self.deps.types.clone(),
             relay: self.deps.relay.clone(),
             eager: self.eager,
+            supervisor: self.duties.supervisor().clone(),
         };
         let Some(worker) = cancelled.run_until_cancelled(Worker::start(deps)).await else {
             return Ok(None);
@@ -308,7 +332,7 @@ impl Signals {
     pub fn hurry(mut self) -> CancellationToken {
         let token = CancellationToken::new();
         let hurry = token.clone();
-        tokio::spawn(async move {
+        supervise::spawn("second signal", async move {
             self.next().await;
             hurry.cancel();
         });

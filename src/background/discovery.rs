@@ -22,9 +22,6 @@ const ANSWERS: Duration = Duration::from_millis(400);
 const MOST: usize = 10_000;
 
 pub(super) async fn work(deps: Deps, stop: CancellationToken) {
-    if !deps.config.nats.discovery {
-        return;
-    }
     let mut tick = tokio::time::interval(PERIOD);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

@@ -17,10 +17,10 @@ mod vacuum;
 
 use std::time::Duration;
 
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 pub use crate::ops::Deps;
-use crate::{broker, ops::error::chain, store};
+use crate::{broker, ops::error::chain, store, supervise::Tasks};
 pub use relay::Relay;
 pub use sweep::Sweep;
 pub use topology::Topology;
@@ -40,17 +40,26 @@ const AFTER_FAILURE: Duration = Duration::from_secs(1);
 const AT_ONCE: usize = 16;
 
 /// Starts all duties on `tasks`; they end at `stop`.
-pub fn start(deps: &Deps, stop: &CancellationToken, tasks: &TaskTracker) {
-    tasks.spawn(relay::work(deps.clone(), stop.clone()));
-    tasks.spawn(topology::work(deps.clone(), stop.clone()));
-    tasks.spawn(sweep::work(deps.clone(), stop.clone()));
-    tasks.spawn(dead_workers::work(deps.clone(), stop.clone()));
-    tasks.spawn(retention::work(deps.clone(), stop.clone()));
-    tasks.spawn(counts::work(deps.clone(), stop.clone()));
-    tasks.spawn(vacuum::work(deps.clone(), stop.clone()));
-    tasks.spawn(types::work(deps.clone(), stop.clone()));
-    tasks.spawn(notices::work(deps.clone(), stop.clone()));
-    tasks.spawn(discovery::work(deps.clone(), stop.clone()));
+pub fn start(deps: &Deps, stop: &CancellationToken, tasks: &Tasks) {
+    macro_rules! keep {
+        ($name:literal, $work:path) => {{
+            let (deps, stopped) = (deps.clone(), stop.clone());
+            tasks.keep($name, stop, move || $work(deps.clone(), stopped.clone()));
+        }};
+    }
+    keep!("relay", relay::work);
+    keep!("topology", topology::work);
+    keep!("lanes", topology::note_lanes);
+    keep!("sweep", sweep::work);
+    keep!("dead-workers", dead_workers::work);
+    keep!("retention", retention::work);
+    keep!("counts", counts::work);
+    keep!("vacuum", vacuum::work);
+    keep!("types", types::work);
+    keep!("notices", notices::work);
+    if deps.config.nats.discovery {
+        keep!("discovery", discovery::work);
+    }
 }
 
 /// Repeats a duty each `period` until `stop`. A failure is told once and not again at each repetition of it.

@@ -31,16 +31,15 @@ struct Seen {
 }
 
 pub(super) async fn work(deps: Deps, stop: CancellationToken) {
-    let lanes = note_lanes(deps.clone(), stop.clone());
     let topology = Topology::new(deps);
-    let looks = repeat("looking after streams and consumers", TICK, &stop, || async {
+    repeat("looking after streams and consumers", TICK, &stop, || async {
         if topology.has_reason() { topology.run_once().await } else { Ok(()) }
-    });
-    tokio::join!(looks, lanes);
+    })
+    .await;
 }
 
 /// Hears of lanes that came into use elsewhere. What gets lost is seen at the next look, which follows each loss of the connection.
-async fn note_lanes(deps: Deps, stop: CancellationToken) {
+pub(super) async fn note_lanes(deps: Deps, stop: CancellationToken) {
     let Ok(mut signals) = deps.broker.lane_signals().await else { return };
     while let Some(Some(signal)) = stop.run_until_cancelled(signals.next()).await {
         deps.broker.note_lane(&signal.payload);

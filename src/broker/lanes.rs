@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::{Broker, Error, Subjects};
-use crate::job::Lane;
+use crate::{job::Lane, supervise};
 
 /// As far as this process knows. Cheap to clone.
 #[derive(Clone, Default)]
@@ -96,7 +96,7 @@ impl Broker {
             }
         }
         let (broker, job_type) = (self.clone(), job_type.to_owned());
-        tokio::spawn(async move {
+        supervise::spawn("consumer of a lane", async move {
             let made = broker.ensure_consumer_of(&job_type, lane).await;
             broker.lanes.lock().opening.remove(&consumer);
             match made {

@@ -22,6 +22,7 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{Broker, Subjects, pull::wake_up_body};
+use crate::supervise::Supervisor;
 
 /// Longest wait for the acknowledgements of a window.
 const ACK: Duration = Duration::from_secs(2);
@@ -89,7 +90,7 @@ impl Publisher {
     ///
     /// # Errors
     /// The client is closed.
-    pub async fn start(broker: &Broker) -> Result<Self, async_nats::SubscribeError> {
+    pub async fn start(broker: &Broker, supervisor: &Supervisor) -> Result<Self, async_nats::SubscribeError> {
         let client = &broker.jetstream;
         let shared = Arc::new(Shared {
             inbox: client.new_inbox(),
@@ -98,12 +99,16 @@ impl Publisher {
             turns: Semaphore::new(WINDOWS),
             trouble: Mutex::default(),
         });
-        let mut answers = client.subscribe(format!("{}.*.*", shared.inbox)).await?;
-        let reader = Arc::downgrade(&shared);
-        tokio::spawn(async move {
-            while let Some(message) = answers.next().await {
-                let Some(shared) = reader.upgrade() else { return };
-                shared.note(&message);
+        let answers = client.subscribe(format!("{}.*.*", shared.inbox)).await?;
+        let (reader, answers) = (Arc::downgrade(&shared), Arc::new(tokio::sync::Mutex::new(answers)));
+        supervisor.tasks().keep_until_done("publisher", move || {
+            let (reader, answers) = (reader.clone(), answers.clone());
+            async move {
+                let mut answers = answers.lock().await;
+                while let Some(message) = answers.next().await {
+                    let Some(shared) = reader.upgrade() else { return };
+                    shared.note(&message);
+                }
             }
         });
         Ok(Self { broker: broker.clone(), shared })

@@ -16,7 +16,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{Broker, Stamp, Subjects, lanes::InUse};
-use crate::job::Lane;
+use crate::{job::Lane, supervise};
 
 /// Lifetime of a pull request. Short, since a request may be lost in a reconnect without anyone telling.
 const EXPIRES: Duration = Duration::from_secs(5);
@@ -183,13 +183,14 @@ impl LanePull {
         let mut former = std::mem::replace(&mut self.messages, messages);
         (self.inbox, self.credit) = (inbox, 0);
         let (broker, expired) = (self.broker.clone(), self.asked + EXPIRES + QUIET);
-        tokio::spawn(tokio::time::timeout_at(expired.into(), async move {
+        let listening = async move {
             while let Ok(Some(message)) = tokio::time::timeout(QUIET, former.next()).await {
                 if message.status.is_none() {
                     AckHandle::of(&message, &broker).nak(&broker, Duration::ZERO).await;
                 }
             }
-        }));
+        };
+        supervise::spawn("withdrawal", tokio::time::timeout_at(expired.into(), listening));
         Ok(())
     }
 

@@ -16,6 +16,7 @@ use crate::{
         wire::{CompleteRequest, FailRequest, FetchRequest, HeartbeatRequest, ReleaseRequest},
         work::{self, Bounds},
     },
+    supervise,
 };
 
 /// An empty answer comes after this or `waitMs`, so that no check has to wait long for the next fetch.
@@ -239,7 +240,7 @@ impl Office {
     /// An empty answer, later.
     fn nothing(&self, wait: Duration, reply: Option<Subject>) {
         let (nats, wait) = (self.nats.clone(), wait.min(EMPTY));
-        tokio::spawn(async move {
+        supervise::spawn("empty answer", async move {
             tokio::time::sleep(wait).await;
             if let Some(to) = reply {
                 let _ = nats.publish(to, json!({"jobs": []}).to_string().into()).await;

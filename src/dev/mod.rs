@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::Loaded,
     service::{Service, Signals},
+    supervise,
 };
 use folder::Folder;
 use nats::{Nats, PortChoice};
@@ -134,7 +135,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     let hurry = if outcome.is_ok() { signals.hurry() } else { CancellationToken::new() };
     let stopped = service.stop(hurry).await;
     drop(sandbox);
-    tokio::task::spawn_blocking(move || servers.stop()).await?;
+    supervise::blocking(move || servers.stop()).await?;
     outcome?;
     Ok(stopped?)
 }

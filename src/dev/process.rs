@@ -16,6 +16,8 @@ use std::{
 
 use rustix::process::{Pid, Signal};
 
+use crate::supervise;
+
 /// A child that ends sooner than this was not started well, and is not started again unless it ran well before.
 const STARTED_WELL: Duration = Duration::from_secs(2);
 /// Failed starts in a row after which a child is given up that ran well before.
@@ -73,8 +75,7 @@ impl Kept {
         let shared = Arc::new(Shared { program, state: Mutex::default() });
         let (told, first) = mpsc::channel();
         let keeper = shared.clone();
-        let thread =
-            std::thread::Builder::new().name(shared.program.name.to_owned()).spawn(move || keeper.keep(&told))?;
+        let thread = supervise::thread(shared.program.name, move || keeper.keep(&told))?;
         first.recv().unwrap_or_else(|_| Err(io::Error::other("its thread has ended")))?;
         Ok(Self { shared, thread: Some(thread) })
     }

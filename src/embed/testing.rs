@@ -12,6 +12,7 @@ use crate::{
     dev::{Servers, folder::Folder, nats::PortChoice, postgres::Durability},
     handlers::{AnyHandler, Ended, Faults, Handler, RunContext},
     job::Failure,
+    supervise,
 };
 
 /// Longest wait of [`Harness::run`]. Generous: machines are busy.
@@ -105,7 +106,7 @@ impl Harness {
     pub async fn stop(self) -> anyhow::Result<()> {
         let Self { worker, servers, .. } = self;
         worker.stop(CancellationToken::new()).await?;
-        tokio::task::spawn_blocking(move || servers.stop()).await?;
+        supervise::blocking(move || servers.stop()).await?;
         Ok(())
     }
 }

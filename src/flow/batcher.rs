@@ -12,7 +12,8 @@ use std::{
 };
 
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
-use tokio_util::task::TaskTracker;
+
+use crate::supervise::{Name, Tasks};
 
 /// How often all other tasks have their turn, and what the network has brought is read, before a batch begins with what waits: the
 /// callers who were answered last are about to ask again. A lone item waits some microseconds for it, while statements for 20 jobs
@@ -49,30 +50,40 @@ impl<T, R> Clone for Batcher<T, R> {
     }
 }
 
-/// The batcher has ended, because the process is stopping.
-#[derive(Debug, thiserror::Error)]
-#[error("the service is stopping")]
-pub struct Closed;
+/// Why an item has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unanswered {
+    /// The lanes have ended; it was not carried out.
+    #[error("the service is stopping")]
+    Stopping,
+    /// The lane panicked with it; it may have been carried out.
+    #[error("the task that carried it out has failed")]
+    Failed,
+}
 
 impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
     /// Starts the lanes on `tasks`; they end, with everything that waits carried out, when the last clone is dropped.
-    /// `run` must return one answer per item, in order.
-    pub fn start<F, Fut>(size: Size, weigh: fn(&T) -> usize, tasks: &TaskTracker, run: F) -> Self
+    /// `run` must return one answer per item, in order. A lane that panics goes on with the next batch.
+    pub fn start<F, Fut>(name: &'static str, size: Size, weigh: fn(&T) -> usize, tasks: &Tasks, run: F) -> Self
     where
         F: Fn(Vec<T>) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Vec<R>> + Send,
+        Fut: Future<Output = Vec<R>> + Send + 'static,
     {
         let (queue, waiting) = mpsc::channel(size.waiting);
         let (waiting, run, busy) = (Arc::new(Mutex::new(waiting)), Arc::new(run), Arc::new(Busy::default()));
-        for _ in 0..size.lanes {
+        for lane in 1..=size.lanes {
             let (waiting, run, busy) = (waiting.clone(), run.clone(), busy.clone());
-            tasks.spawn(async move {
-                while let Some((values, replies, _at_work)) = gather(&waiting, size, weigh, &busy).await {
-                    let answers = run(values).await;
-                    debug_assert_eq!(answers.len(), replies.len());
-                    for (reply, answer) in replies.into_iter().zip(answers) {
-                        // A caller that has gone away no longer wants its answer.
-                        let _ = reply.send(answer);
+            let name = if size.lanes == 1 { name.into() } else { Name::of(name, lane) };
+            tasks.keep_until_done(name, move || {
+                let (waiting, run, busy) = (waiting.clone(), run.clone(), busy.clone());
+                async move {
+                    while let Some((values, replies, _at_work)) = gather(&waiting, size, weigh, &busy).await {
+                        let answers = run(values).await;
+                        debug_assert_eq!(answers.len(), replies.len());
+                        for (reply, answer) in replies.into_iter().zip(answers) {
+                            // A caller that has gone away no longer wants its answer.
+                            let _ = reply.send(answer);
+                        }
                     }
                 }
             });
@@ -83,11 +94,12 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
     /// Carries out one item together with others.
     ///
     /// # Errors
-    /// [`Closed`] when the lanes have ended.
-    pub async fn submit(&self, value: T) -> Result<R, Closed> {
+    /// [`Unanswered`]: the lanes have ended, or one has panicked.
+    pub async fn submit(&self, value: T) -> Result<R, Unanswered> {
         let (reply, answer) = oneshot::channel();
-        self.queue.send(Item { value, reply }).await.map_err(|_| Closed)?;
-        answer.await.map_err(|_| Closed)
+        self.queue.send(Item { value, reply }).await.map_err(|_| Unanswered::Stopping)?;
+        // Lanes that end carry out all that waits; so one that answers nothing has panicked.
+        answer.await.map_err(|_| Unanswered::Failed)
     }
 }
 
@@ -170,9 +182,10 @@ mod tests {
         let gate = Arc::new(tokio::sync::Semaphore::new(0));
         let (count, door) = (batches.clone(), gate.clone());
         let batcher = Batcher::start(
+            "test",
             SIZE,
             |_| 1,
-            &TaskTracker::new(),
+            &Tasks::default(),
             move |items: Vec<u32>| {
                 let (count, door) = (count.clone(), door.clone());
                 async move {
@@ -199,9 +212,10 @@ mod tests {
     #[tokio::test]
     async fn what_is_about_to_come_goes_along() {
         let batcher = Batcher::start(
+            "test",
             SIZE,
             |_| 1,
-            &TaskTracker::new(),
+            &Tasks::default(),
             |items: Vec<u32>| async move { vec![items.len(); items.len()] },
         );
         let first = tokio::spawn({
@@ -223,9 +237,10 @@ mod tests {
         let door = gate.clone();
         let size = Size { lanes: 2, enough: 3, ..SIZE };
         let batcher = Batcher::start(
+            "test",
             size,
             |_| 1,
-            &TaskTracker::new(),
+            &Tasks::default(),
             move |items: Vec<u32>| {
                 let (sizes, door) = (sizes.clone(), door.clone());
                 async move {
@@ -260,14 +275,35 @@ mod tests {
 
     #[tokio::test]
     async fn what_waits_is_carried_out_after_the_last_handle_is_gone() {
-        let tasks = TaskTracker::new();
-        let batcher = Batcher::start(SIZE, |_| 1, &tasks, |items: Vec<u32>| async move { items });
+        let tasks = Tasks::default();
+        let batcher = Batcher::start("test", SIZE, |_| 1, &tasks, |items: Vec<u32>| async move { items });
         let call = tokio::spawn({
             let batcher = batcher.clone();
             async move { batcher.submit(1).await }
         });
         drop(batcher);
         assert_eq!(call.await.unwrap().unwrap(), 1);
+        tasks.close();
+        tasks.wait().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lane_that_panics_answers_its_callers_and_goes_on() {
+        let tasks = Tasks::default();
+        let batcher = Batcher::start(
+            "test",
+            SIZE,
+            |_| 1,
+            &tasks,
+            |items: Vec<u32>| async move {
+                assert!(!items.contains(&13), "unlucky");
+                items
+            },
+        );
+        assert_eq!(batcher.submit(13).await, Err(Unanswered::Failed));
+        assert_eq!(batcher.submit(1).await, Ok(1));
+        assert_eq!(tasks.supervisor().report()[0].restarts, 1);
+        drop(batcher);
         tasks.close();
         tasks.wait().await;
     }

@@ -4,6 +4,6 @@ pub mod batcher;
 pub mod budget;
 pub mod together;
 
-pub use batcher::{Batcher, Closed};
+pub use batcher::{Batcher, Unanswered};
 pub use budget::Budget;
 pub use together::Together;

@@ -30,6 +30,7 @@ use super::{
 use crate::{
     config::Config,
     job::{Failure, json::push_pointer},
+    supervise,
 };
 
 pub use report::Output;
@@ -194,7 +195,7 @@ impl CrawlWebsite {
     async fn read(&self, page: Fetched, selectors: Arc<Selectors>, deadline: Instant) -> Result<Extracted, Miss> {
         let slot = timeout_at(deadline, self.parsers.clone().acquire_owned()).await.map_err(|_| Miss::OutOfTime)?;
         let until = std::time::Instant::now() + READING_MAX.min(deadline.saturating_duration_since(Instant::now()));
-        let reading = tokio::task::spawn_blocking(move || {
+        let reading = supervise::blocking(move || {
             // Held until the thread is done, also when nobody waits for it any more.
             let _slot = slot;
             extract(&page.html, &page.url, &selectors, until)

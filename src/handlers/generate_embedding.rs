@@ -9,7 +9,7 @@ use super::{
     Faults, Handler, RunContext,
     clients::ai::{Ai, Embedder, Error, model_fault},
 };
-use crate::{config, job::Failure};
+use crate::{config, job::Failure, supervise::Supervisor};
 
 pub struct GenerateEmbedding {
     embedder: Embedder,
@@ -36,8 +36,8 @@ pub struct Output {
 }
 
 impl GenerateEmbedding {
-    pub fn new(ai: Arc<Ai>, config: &config::Ai) -> Self {
-        Self { embedder: Embedder::new(ai), default_model: config.embedding_model.clone() }
+    pub fn new(ai: Arc<Ai>, config: &config::Ai, supervisor: &Supervisor) -> Self {
+        Self { embedder: Embedder::new(ai, supervisor), default_model: config.embedding_model.clone() }
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
     generate_content::GenerateContent, generate_embedding::GenerateEmbedding, send_email::SendEmail,
     typed::Error as TypeError, webhook_delivery::WebhookDelivery,
 };
-use crate::{config::Config, job::JobType};
+use crate::{config::Config, job::JobType, supervise::Supervisor};
 
 /// The names of all types that come with the program, in the order of the alphabet. For what has to know them before
 /// there is a configuration or a database.
@@ -31,14 +31,14 @@ impl Registry {
     ///
     /// # Errors
     /// A setting that a handler can't work with, `smtp.url` for instance.
-    pub fn builtin(config: &Config, db: sqlx::PgPool) -> Result<Self, Error> {
+    pub fn builtin(config: &Config, db: sqlx::PgPool, supervisor: &Supervisor) -> Result<Self, Error> {
         // One for both types: a provider's concurrency cap holds for all that this process asks.
         let ai = Arc::new(Ai::new(&config.ai).map_err(fault_of::<GenerateEmbedding>)?);
         Ok(Self::default()
             .with(BatchImport::new(db))?
             .with(set_up(CrawlWebsite::new(config))?)?
             .with(GenerateContent::new(ai.clone(), &config.ai))?
-            .with(GenerateEmbedding::new(ai, &config.ai))?
+            .with(GenerateEmbedding::new(ai, &config.ai, supervisor))?
             .with(set_up(SendEmail::new(&config.smtp))?)?
             .with(set_up(WebhookDelivery::new(&config.webhook))?)?)
     }
@@ -88,6 +88,7 @@ mod tests {
         Registry::builtin(
             config,
             sqlx::postgres::PgPoolOptions::new().connect_lazy("postgres://127.0.0.1/none").unwrap(),
+            &Default::default(),
         )
     }
 

@@ -9,7 +9,7 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{Mutex, Semaphore},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
@@ -19,6 +19,7 @@ use super::{
     framing::MAX_HEAD,
     guard::{Guard, Patience},
 };
+use crate::supervise;
 
 /// Open connections; further ones wait in the system's backlog.
 const MAX_CONNECTIONS: usize = 1024;
@@ -33,14 +34,34 @@ const GRACE: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
 
-/// Serves until `stop`; when it returns, every connection has ended and the router is dropped.
-pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut connections = JoinSet::new();
-    loop {
+/// A door that is open, with those who have come in. It outlives a panic of [`serve`].
+pub struct Listening {
+    places: Arc<Semaphore>,
+    open: Mutex<Open>,
+}
+
+struct Open {
+    /// `None` once it is closed.
+    listener: Option<TcpListener>,
+    connections: JoinSet<()>,
+}
+
+impl Listening {
+    pub fn new(listener: TcpListener) -> Self {
+        let open = Open { listener: Some(listener), connections: JoinSet::new() };
+        Self { places: Arc::new(Semaphore::new(MAX_CONNECTIONS)), open: Mutex::new(open) }
+    }
+}
+
+/// Serves until `stop`; when it returns then, every connection has ended.
+pub async fn serve(listening: Arc<Listening>, router: Router, stop: CancellationToken) {
+    let places = &listening.places;
+    let mut open = listening.open.lock().await;
+    let Open { listener, connections } = &mut *open;
+    while let Some(door) = &*listener {
         let accepted = async {
             let place = places.clone().acquire_owned().await;
-            (place, listener.accept().await)
+            (place, door.accept().await)
         };
         tokio::select! {
             biased;
@@ -49,7 +70,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
             (place, accepted) = accepted => match accepted {
                 Ok((stream, peer)) => {
                     let connection = connection(stream, Peer(peer), router.clone(), stop.clone());
-                    connections.spawn(async move {
+                    supervise::spawn_in(connections, "http connection", async move {
                         connection.await;
                         drop(place);
                     });
@@ -62,7 +83,7 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
             },
         }
     }
-    drop(listener);
+    *listener = None;
     let ended = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(GRACE, ended).await.is_err() {
         tracing::warn!("{} HTTP connections were cut off at the stop", connections.len());

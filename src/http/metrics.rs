@@ -1,14 +1,24 @@
 //! `/metrics`: the numbers of `getStats` and of this process, in the Prometheus text format (0.0.4). Pure but for one
 //! look into `/proc`.
 
-use std::{fmt::Write, time::Duration};
+use std::{collections::BTreeMap, fmt::Write, time::Duration};
 
 use crate::ops::wire::{Stats, StatusCounts};
 
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Writes everything out. Gauges throughout: retention lowers the counts of finished jobs.
-pub fn text(stats: &Stats, uptime: Duration, resident_bytes: Option<u64>, tasks: usize) -> String {
+/// What is told of this process.
+pub struct Process {
+    pub uptime: Duration,
+    pub resident_bytes: Option<u64>,
+    /// Of the runtime.
+    pub tasks: usize,
+    /// Of long-lived tasks, by kind.
+    pub restarts: BTreeMap<&'static str, u64>,
+}
+
+/// Writes everything out. Jobs are gauges: retention lowers the counts of finished ones.
+pub fn text(stats: &Stats, process: &Process) -> String {
     let mut out = String::new();
     head(&mut out, "queue_jobs", "Jobs by type and status, as far as they are kept.");
     for (name, counts) in &stats.by_type {
@@ -22,10 +32,15 @@ pub fn text(stats: &Stats, uptime: Duration, resident_bytes: Option<u64>, tasks:
     head(&mut out, "queue_build_info", "The version of this process.");
     let _ = writeln!(out, "queue_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
     head(&mut out, "process_uptime_seconds", "Since the start of this process.");
-    let _ = writeln!(out, "process_uptime_seconds {:.3}", uptime.as_secs_f64());
+    let _ = writeln!(out, "process_uptime_seconds {:.3}", process.uptime.as_secs_f64());
     head(&mut out, "queue_alive_tasks", "Tasks of the runtime that have not ended.");
-    let _ = writeln!(out, "queue_alive_tasks {tasks}");
-    if let Some(bytes) = resident_bytes {
+    let _ = writeln!(out, "queue_alive_tasks {}", process.tasks);
+    let help = "How often long-lived tasks of this process have failed and were started again, by kind.";
+    typed(&mut out, "queue_task_restarts_total", help, "counter");
+    for (task, n) in &process.restarts {
+        let _ = writeln!(out, "queue_task_restarts_total{{task=\"{}\"}} {n}", label(task));
+    }
+    if let Some(bytes) = process.resident_bytes {
         head(&mut out, "process_resident_memory_bytes", "Memory of this process.");
         let _ = writeln!(out, "process_resident_memory_bytes {bytes}");
     }
@@ -51,7 +66,11 @@ pub fn resident_bytes() -> Option<u64> {
 }
 
 fn head(out: &mut String, name: &str, help: &str) {
-    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge");
+    typed(out, name, help, "gauge");
+}
+
+fn typed(out: &mut String, name: &str, help: &str, kind: &str) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
 }
 
 fn label(text: &str) -> String {
@@ -74,7 +93,13 @@ mod tests {
             unattended: Vec::new(),
             oldest_pending_seconds: Some(1.5),
         };
-        let text = text(&stats, Duration::from_millis(2500), Some(4096), 17);
+        let process = Process {
+            uptime: Duration::from_millis(2500),
+            resident_bytes: Some(4096),
+            tasks: 17,
+            restarts: BTreeMap::from([("relay", 2), ("sweep", 0)]),
+        };
+        let text = text(&stats, &process);
         insta::assert_snapshot!(text.replace(env!("CARGO_PKG_VERSION"), "[version]"), @r##"
         # HELP queue_jobs Jobs by type and status, as far as they are kept.
         # TYPE queue_jobs gauge
@@ -95,6 +120,10 @@ mod tests {
         # HELP queue_alive_tasks Tasks of the runtime that have not ended.
         # TYPE queue_alive_tasks gauge
         queue_alive_tasks 17
+        # HELP queue_task_restarts_total How often long-lived tasks of this process have failed and were started again, by kind.
+        # TYPE queue_task_restarts_total counter
+        queue_task_restarts_total{task="relay"} 2
+        queue_task_restarts_total{task="sweep"} 0
         # HELP process_resident_memory_bytes Memory of this process.
         # TYPE process_resident_memory_bytes gauge
         process_resident_memory_bytes 4096

@@ -27,11 +27,12 @@ use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use axum::{Router, body::Body, http::HeaderMap};
 use tokio::net::TcpListener;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     config,
     ops::{ApiError, Ops, input, wire},
+    supervise::Tasks,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +64,7 @@ pub async fn start(
     config: &config::Http,
     extra: Router,
     stop: CancellationToken,
-    tasks: &TaskTracker,
+    tasks: &Tasks,
 ) -> Result<SocketAddr, Error> {
     let failed = |source| Error::Bind { bind: config.bind, source };
     let listener = TcpListener::bind(config.bind).await.map_err(failed)?;
@@ -71,7 +72,9 @@ pub async fn start(
     let payload_limit = usize::try_from(ops.config.limits.payload.as_u64()).unwrap_or(usize::MAX / 2);
     let door = Door { ops, bodies: body::Bodies::new(), payload_limit, started: Instant::now(), stop: stop.clone() };
     let router = routes::all(Arc::new(door), gate::Gate::new(config), extra);
-    tasks.spawn(listen::serve(listener, router, stop));
+    let listening = Arc::new(listen::Listening::new(listener));
+    let stopped = stop.clone();
+    tasks.keep("http", &stop, move || listen::serve(listening.clone(), router.clone(), stopped.clone()));
     tracing::info!(%address, "HTTP answers");
     Ok(address)
 }

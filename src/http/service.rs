@@ -132,7 +132,12 @@ fn status_of(health: HealthStatus) -> StatusCode {
 
 async fn numbers(State(door): State<Arc<Door>>) -> Answer {
     let stats = door.ops.get_stats(None).await?;
-    let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
-    let text = metrics::text(&stats, door.started.elapsed(), metrics::resident_bytes(), tasks);
+    let process = metrics::Process {
+        uptime: door.started.elapsed(),
+        resident_bytes: metrics::resident_bytes(),
+        tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
+        restarts: door.ops.supervisor.restarts(),
+    };
+    let text = metrics::text(&stats, &process);
     Ok(([("content-type", metrics::CONTENT_TYPE)], text).into_response())
 }

@@ -20,7 +20,7 @@ use crate::{
 struct Lonely {
     address: SocketAddr,
     stop: CancellationToken,
-    tasks: TaskTracker,
+    tasks: Tasks,
 }
 
 async fn lonely(http: config::Http) -> Lonely {
@@ -30,10 +30,10 @@ async fn lonely(http: config::Http) -> Lonely {
     config.nats.url = "nats://127.0.0.1:1".into();
     config.http.bind.set_port(0);
     let config = Arc::new(config);
-    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    let (stop, tasks) = (CancellationToken::new(), Tasks::default());
     let store = Store::open(&config.database).unwrap();
     let broker = Broker::connect(&config.nats, &config.background).await.unwrap();
-    let publisher = Publisher::start(&broker).await.unwrap();
+    let publisher = Publisher::start(&broker, tasks.supervisor()).await.unwrap();
     let callers = Callers::new(&store, &broker, &config, "lonely").unwrap();
     let types = Types::new(config.clone(), &Registry::default(), callers).unwrap();
     let deps = crate::ops::Deps { store, broker, publisher, config: config.clone(), types, relay: Arc::default() };

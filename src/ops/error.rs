@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{flow::Closed, job::model::JobId, store};
+use crate::{flow::Unanswered, job::model::JobId, store};
 
 /// A refusal, with all that the caller may know.
 #[derive(Clone, Debug, PartialEq)]
@@ -250,8 +250,11 @@ impl From<store::Error> for ApiError {
     }
 }
 
-impl From<Closed> for ApiError {
-    fn from(_: Closed) -> Self {
-        ApiError::unavailable("this instance is stopping")
+impl From<Unanswered> for ApiError {
+    fn from(error: Unanswered) -> Self {
+        ApiError::unavailable(match error {
+            Unanswered::Stopping => "this instance is stopping",
+            Unanswered::Failed => "something went wrong inside the service, which its log tells",
+        })
     }
 }

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Ops;
-use crate::job::Work;
+use crate::{job::Work, supervise::Report};
 
 /// How the service is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
@@ -34,6 +34,8 @@ pub struct Check {
 
 /// Longest look at one part.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Things that a check names, at most.
+const NAMED: usize = 10;
 /// Missing acknowledgements for so long mean that the broker takes messages and stores none.
 const UNACKED: Duration = Duration::from_secs(5);
 
@@ -44,6 +46,7 @@ impl Ops {
             ("postgres", postgres),
             ("nats", self.nats()),
             ("jetstream", jetstream),
+            ("tasks", self.tasks()),
             ("workers", workers),
         ]);
         checks.extend(self.handlers().map(|check| ("handlers", check)));
@@ -93,6 +96,25 @@ impl Ops {
         }
     }
 
+    /// The long-lived tasks of this process: one that has failed was started again.
+    fn tasks(&self) -> Check {
+        let report = self.supervisor.report();
+        let named = |wanted: fn(&Report) -> bool| {
+            let found: Vec<_> = report.iter().filter(|task| wanted(task)).collect();
+            let named: Vec<_> =
+                found.iter().take(NAMED).map(|task| format!("{} ({})", task.name, task.restarts)).collect();
+            let more = if found.len() > NAMED { ", …" } else { "" };
+            (!found.is_empty()).then(|| format!("{}{more}", named.join(", ")))
+        };
+        if let Some(failing) = named(|task| task.is_failing) {
+            let detail =
+                format!("fail again and again, with the number of restarts: {failing}; look at the log for why");
+            return check(HealthStatus::Degraded, detail);
+        }
+        let restarted = named(|task| task.restarts > 0).map(|named| format!("; restarted: {named}"));
+        check(HealthStatus::Ok, format!("{} run{}", report.len(), restarted.unwrap_or_default()))
+    }
+
     /// `None` where no handler outside is asked.
     fn handlers(&self) -> Option<Check> {
         let types = self.types.now();
@@ -101,8 +123,8 @@ impl Ops {
         if away.is_empty() {
             return Some(check(HealthStatus::Ok, "all that were needed answer"));
         }
-        let named = away.iter().take(10).map(String::as_str).collect::<Vec<_>>().join(", ");
-        let more = if away.len() > 10 { ", …" } else { "" };
+        let named = away.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let more = if away.len() > NAMED { ", …" } else { "" };
         let detail = format!("nobody answers for {named}{more}: start their handlers; their jobs wait");
         Some(check(HealthStatus::Degraded, detail))
     }

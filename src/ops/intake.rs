@@ -6,7 +6,6 @@ use std::{
 };
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::{
@@ -25,6 +24,7 @@ use crate::{
         ANSWER, Error, Store,
         enqueue::{Batch, Due, Enqueued, NewJob},
     },
+    supervise::Tasks,
     worker::eager::{Eager, Starts},
 };
 
@@ -60,11 +60,11 @@ struct Lane {
     published: Batcher<Uuid, ()>,
     relay: Arc<Notify>,
     eager: Eager,
-    tasks: TaskTracker,
+    tasks: Tasks,
 }
 
 impl Intake {
-    pub fn start(deps: &Deps, eager: Eager, tasks: &TaskTracker) -> Self {
+    pub fn start(deps: &Deps, eager: Eager, tasks: &Tasks) -> Self {
         let config = &deps.config;
         let lane = Arc::new(Lane {
             store: deps.store.clone(),
@@ -78,7 +78,7 @@ impl Intake {
             tasks: tasks.clone(),
         });
         let size = Size { weight: BATCH, lanes: 2, enough: ENOUGH, waiting: config.limits.intake };
-        let batcher = Batcher::start(size, Vec::len, tasks, move |groups| {
+        let batcher = Batcher::start("intake", size, Vec::len, tasks, move |groups| {
             let lane = lane.clone();
             async move { lane.carry_out(groups).await }
         });
@@ -104,9 +104,10 @@ impl Intake {
 }
 
 /// Outbox rows that were published go together as well.
-fn clearer(store: Store, tasks: &TaskTracker) -> Batcher<Uuid, ()> {
+fn clearer(store: Store, tasks: &Tasks) -> Batcher<Uuid, ()> {
     let size = Size { weight: 1000, lanes: 1, enough: 1, waiting: 1000 };
     Batcher::start(
+        "outbox-clearer",
         size,
         |_| 1,
         tasks,
@@ -182,7 +183,7 @@ impl Lane {
             self.relay.notify_one();
         }
         let lane = self.clone();
-        self.tasks.spawn(async move {
+        self.tasks.spawn("announce", async move {
             // On the same connection and before the wake-ups, so that nobody sees a job start before it was there.
             lane.broker.emit(&events(&jobs, &batch, starts.worker_id())).await;
             // Without a turn they are the relay's.

@@ -25,13 +25,13 @@ use std::{pin::Pin, sync::Arc};
 
 use serde::Serialize;
 use tokio::sync::Notify;
-use tokio_util::task::TaskTracker;
 
 use crate::{
     broker::{Broker, Publisher},
     config::Config,
     job::JobType,
     store::Store,
+    supervise::{Supervisor, Tasks},
     types::Types,
     worker::{
         eager::Eager,
@@ -57,6 +57,7 @@ pub struct Ops {
     /// Rung when something was written that the relay should see at once.
     relay: Arc<Notify>,
     desk: Arc<work::Desk>,
+    pub(crate) supervisor: Supervisor,
     waits: Arc<tokio::sync::Semaphore>,
 }
 
@@ -80,14 +81,15 @@ const MAX_WAITS: usize = 10_000;
 
 impl Ops {
     /// `eager` takes what may start in this process at once; `tasks` holds what must be finished before the process ends.
-    pub fn new(deps: Deps, eager: Eager, tasks: &TaskTracker) -> Self {
+    pub fn new(deps: Deps, eager: Eager, tasks: &Tasks) -> Self {
         let intake = intake::Intake::start(&deps, eager, tasks);
-        let outcomes = outcomes::start(&deps.store, tasks);
+        let outcomes = outcomes::start("ends-outside", &deps.store, tasks);
         let grace = deps.config.worker.cancel_grace;
         let Deps { store, broker, publisher, config, types, relay } = deps;
         let desk = Arc::new(work::Desk::new(store.clone(), broker.clone(), relay.clone(), grace, tasks));
         let waits = Arc::new(tokio::sync::Semaphore::new(MAX_WAITS));
-        Self { store, broker, publisher, config, types, intake, outcomes, relay, desk, waits }
+        let supervisor = tasks.supervisor().clone();
+        Self { store, broker, publisher, config, types, intake, outcomes, relay, desk, supervisor, waits }
     }
 
     /// Carries out a verb whose request and reply are JSON texts, as RPC has them. `options`: for the verbs that enqueue.

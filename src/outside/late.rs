@@ -8,10 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_nats::{Message, SubscribeError};
+use async_nats::{Message, SubscribeError, Subscriber};
 use futures_util::StreamExt;
-use tokio::sync::Semaphore;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::sync::{Mutex, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     over_nats::said,
@@ -28,6 +28,7 @@ use crate::{
         signs::{self, Signs},
     },
     store::{Store, outside},
+    supervise::{self, Tasks},
 };
 
 /// The processes share it.
@@ -48,33 +49,38 @@ struct Late {
 ///
 /// # Errors
 /// The client is closed.
-pub async fn listen(
-    ops: &Ops,
-    worker_id: &str,
-    stop: &CancellationToken,
-    tasks: &TaskTracker,
-) -> Result<(), SubscribeError> {
+pub async fn listen(ops: &Ops, worker_id: &str, stop: &CancellationToken, tasks: &Tasks) -> Result<(), SubscribeError> {
     let broker = &ops.broker;
-    let mut answers = broker.jetstream.queue_subscribe(broker.subjects.replies_to("*"), GROUP.to_owned()).await?;
-    let mut signs = broker.jetstream.queue_subscribe(broker.subjects.all_progress(), GROUP.to_owned()).await?;
+    let answers = broker.jetstream.queue_subscribe(broker.subjects.replies_to("*"), GROUP.to_owned()).await?;
+    let signs = broker.jetstream.queue_subscribe(broker.subjects.all_progress(), GROUP.to_owned()).await?;
     let late = Arc::new(Late { ops: ops.clone(), worker_id: worker_id.to_owned() });
-    let (taking, ending) = (late.clone(), Arc::new(Semaphore::new(MANY)));
-    let ends = async move {
+    let (answers, signs) = (Arc::new(Mutex::new(answers)), Arc::new(Mutex::new(signs)));
+    let taking = late.clone();
+    tasks.keep_until("late-answers", stop, move || taking.clone().take_answers(answers.clone()));
+    tasks.keep_until("late-signs", stop, move || late.clone().take_signs(signs.clone()));
+    Ok(())
+}
+
+impl Late {
+    async fn take_answers(self: Arc<Self>, answers: Arc<Mutex<Subscriber>>) {
+        let (mut answers, ending) = (answers.lock().await, Arc::new(Semaphore::new(MANY)));
         let mut alive = Alive::default();
         while let Some(answer) = answers.next().await {
             let Some(Answered { worker_id: worker, id, run, .. }) = Answered::read(&answer.subject) else { continue };
-            if worker == taking.worker_id || answer.status.is_some() || alive.has(&taking.ops.store, worker).await {
+            if worker == self.worker_id || answer.status.is_some() || alive.has(&self.ops.store, worker).await {
                 continue;
             }
             let Ok(turn) = ending.clone().acquire_owned().await else { return };
-            let taking = taking.clone();
-            tokio::spawn(async move {
+            let taking = self.clone();
+            supervise::spawn("late answer", async move {
                 taking.end(&answer, id, run).await;
                 drop(turn);
             });
         }
-    };
-    let beats = async move {
+    }
+
+    async fn take_signs(self: Arc<Self>, signs: Arc<Mutex<Subscriber>>) {
+        let mut signs = signs.lock().await;
         let mut fresh = Signs::default();
         let mut collect = tokio::time::interval(COLLECT);
         loop {
@@ -84,20 +90,15 @@ pub async fn listen(
                         fresh.add(sign);
                     }
                 }
-                _ = collect.tick(), if !fresh.is_empty() => late.write(fresh.take()).await,
+                _ = collect.tick(), if !fresh.is_empty() => self.write(fresh.take()).await,
                 else => return,
             }
             if fresh.are_enough(MANY) {
-                late.write(fresh.take()).await;
+                self.write(fresh.take()).await;
             }
         }
-    };
-    tasks.spawn(stop.clone().run_until_cancelled_owned(ends));
-    tasks.spawn(stop.clone().run_until_cancelled_owned(beats));
-    Ok(())
-}
+    }
 
-impl Late {
     async fn end(&self, answer: &Message, id: JobId, run: i64) {
         let said = said(answer);
         if reply::is_of_another_run(&said, &id.to_string(), run) {

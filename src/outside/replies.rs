@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use async_nats::{Message, SubscribeError};
+use async_nats::{Message, SubscribeError, Subscriber};
 use futures_util::{FutureExt, StreamExt};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -13,9 +13,9 @@ use tokio::{
     sync::{mpsc, watch},
     time::Instant,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
-use crate::{broker::Broker, handlers::RunContext, job::model::JobId};
+use crate::{broker::Broker, handlers::RunContext, job::model::JobId, supervise::Tasks};
 
 /// Answers to one request that may wait to be looked at; further ones are dropped, since the first good one counts.
 const ANSWERS: usize = 4;
@@ -91,29 +91,32 @@ impl Replies {
     ///
     /// # Errors
     /// The client is closed.
-    pub async fn listen(&self, stop: &CancellationToken, tasks: &TaskTracker) -> Result<(), SubscribeError> {
+    pub async fn listen(&self, stop: &CancellationToken, tasks: &Tasks) -> Result<(), SubscribeError> {
         let Inner { broker, worker_id, .. } = &*self.0;
-        let mut answers = broker.jetstream.subscribe(broker.subjects.replies_to(worker_id)).await?;
-        let mut signs = broker.jetstream.subscribe(broker.subjects.all_progress()).await?;
-        let replies = self.clone();
-        let listening = async move {
-            loop {
-                tokio::select! {
-                    Some(answer) = answers.next() => {
-                        // What was said before it belongs to the run, too. Both come by one connection, so it is here.
-                        for _ in 0..BEFORE {
-                            let Some(Some(sign)) = signs.next().now_or_never() else { break };
-                            replies.sign(&sign);
-                        }
-                        replies.answer(answer);
-                    }
-                    Some(sign) = signs.next() => replies.sign(&sign),
-                    else => return,
-                }
-            }
-        };
-        tasks.spawn(stop.clone().run_until_cancelled_owned(listening));
+        let answers = broker.jetstream.subscribe(broker.subjects.replies_to(worker_id)).await?;
+        let signs = broker.jetstream.subscribe(broker.subjects.all_progress()).await?;
+        let (replies, heard) = (self.clone(), Arc::new(tokio::sync::Mutex::new((answers, signs))));
+        tasks.keep_until("replies", stop, move || replies.clone().take_all(heard.clone()));
         Ok(())
+    }
+
+    async fn take_all(self, heard: Arc<tokio::sync::Mutex<(Subscriber, Subscriber)>>) {
+        let mut heard = heard.lock().await;
+        let (answers, signs) = &mut *heard;
+        loop {
+            tokio::select! {
+                Some(answer) = answers.next() => {
+                    // What was said before it belongs to the run, too. Both come by one connection, so it is here.
+                    for _ in 0..BEFORE {
+                        let Some(Some(sign)) = signs.next().now_or_never() else { break };
+                        self.sign(&sign);
+                    }
+                    self.answer(answer);
+                }
+                Some(sign) = signs.next() => self.sign(&sign),
+                else => return,
+            }
+        }
     }
 
     /// Where the answer to a run has to go.

@@ -9,9 +9,11 @@ use async_nats::{SubscribeError, Subscriber};
 use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use super::{QUEUE_GROUP, Shared, endpoint, endpoint::Endpoint};
+use crate::supervise::{Name, Tasks};
 
 /// One process, as it introduces itself.
 struct Instance {
@@ -33,7 +35,7 @@ pub(super) async fn start(
     shared: Arc<Shared>,
     endpoints: Arc<[Arc<Endpoint>]>,
     stop: &CancellationToken,
-    tasks: &TaskTracker,
+    tasks: &Tasks,
 ) -> Result<(), SubscribeError> {
     let instance = Arc::new(Instance {
         name: shared.broker.subjects.prefix().to_owned(),
@@ -45,19 +47,19 @@ pub(super) async fn start(
     for (word, question) in [("PING", Question::Ping), ("INFO", Question::Info), ("STATS", Question::Stats)] {
         let (name, id) = (&instance.name, &instance.id);
         for subject in [format!("$SRV.{word}"), format!("$SRV.{word}.{name}"), format!("$SRV.{word}.{name}.{id}")] {
-            let requests = shared.broker.rpc.subscribe(subject).await?;
-            tasks.spawn(stop.clone().run_until_cancelled_owned(introduce(
-                shared.clone(),
-                instance.clone(),
-                question,
-                requests,
-            )));
+            let task = Name::of("introduction", &subject);
+            let requests = Arc::new(Mutex::new(shared.broker.rpc.subscribe(subject).await?));
+            let (shared, instance) = (shared.clone(), instance.clone());
+            tasks.keep_until(task, stop, move || {
+                introduce(shared.clone(), instance.clone(), question, requests.clone())
+            });
         }
     }
     Ok(())
 }
 
-async fn introduce(shared: Arc<Shared>, instance: Arc<Instance>, question: Question, mut requests: Subscriber) {
+async fn introduce(shared: Arc<Shared>, instance: Arc<Instance>, question: Question, requests: Arc<Mutex<Subscriber>>) {
+    let mut requests = requests.lock().await;
     while let Some(request) = requests.next().await {
         let Some(to) = request.reply.filter(|to| endpoint::allowed(to, &shared.reply_prefixes)) else { continue };
         let answer = match question {

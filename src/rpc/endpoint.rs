@@ -53,9 +53,11 @@ impl Counts {
 pub(crate) async fn serve(
     shared: Arc<Shared>,
     endpoint: Arc<Endpoint>,
-    mut requests: Subscriber,
+    requests: Arc<tokio::sync::Mutex<Subscriber>>,
     stop: CancellationToken,
 ) {
+    // Kept when this panics, so that the requests that have come are answered by its successor.
+    let mut requests = requests.lock().await;
     loop {
         tokio::select! {
             biased;
@@ -91,17 +93,20 @@ fn take(shared: &Arc<Shared>, endpoint: &Arc<Endpoint>, request: Message) {
                 let refusal = ApiError::overloaded("more requests are under way than rpc.max_in_flight allows");
                 endpoint.counts.note(began.elapsed(), Some(&refusal));
                 let shared_too = shared.clone();
-                shared.tasks.spawn(async move { shared_too.replies.send(request.reply, Err(refusal)).await });
+                shared
+                    .tasks
+                    .spawn("refusal", async move { shared_too.replies.send(request.reply, Err(refusal)).await });
                 return;
             }
         },
     };
     let carried_out = carry_out(shared.clone(), endpoint.clone(), request);
     // Boxed, since tokio copies a task's future at every change of its state.
-    shared.tasks.spawn(Box::pin(async move {
+    let work = Box::pin(async move {
         carried_out.await;
         drop(share);
-    }));
+    });
+    shared.tasks.spawn("request", work);
 }
 
 async fn carry_out(shared: Arc<Shared>, endpoint: Arc<Endpoint>, request: Message) {

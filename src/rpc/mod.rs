@@ -11,13 +11,15 @@ mod reply;
 use std::sync::Arc;
 
 use async_nats::SubscribeError;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     broker::Broker,
     config::Config,
     flow::Budget,
     ops::{Ops, VERBS, Verb},
+    supervise::{Name, Tasks},
 };
 use endpoint::Endpoint;
 
@@ -33,7 +35,7 @@ pub(crate) struct Shared {
     replies: reply::Replies,
     budget: Budget,
     reply_prefixes: Vec<String>,
-    tasks: TaskTracker,
+    tasks: Tasks,
 }
 
 /// Answers requests on `tasks` until `stop`; what was received by then is still answered.
@@ -45,7 +47,7 @@ pub async fn start(
     broker: &Broker,
     config: &Config,
     stop: &CancellationToken,
-    tasks: &TaskTracker,
+    tasks: &Tasks,
 ) -> Result<(), SubscribeError> {
     let shared = Arc::new(Shared {
         ops,
@@ -58,7 +60,11 @@ pub async fn start(
     let endpoints: Arc<[Arc<Endpoint>]> = VERBS.into_iter().flat_map(|verb| both(broker, verb)).collect();
     for endpoint in endpoints.iter() {
         let requests = broker.rpc.queue_subscribe(endpoint.subject.clone(), QUEUE_GROUP.to_owned()).await?;
-        tasks.spawn(endpoint::serve(shared.clone(), endpoint.clone(), requests, stop.clone()));
+        let (shared, endpoint, requests) = (shared.clone(), endpoint.clone(), Arc::new(Mutex::new(requests)));
+        let (name, stopped) = (Name::of("rpc", &endpoint.name), stop.clone());
+        tasks.keep(name, stop, move || {
+            endpoint::serve(shared.clone(), endpoint.clone(), requests.clone(), stopped.clone())
+        });
     }
     discovery::start(shared, endpoints, stop, tasks).await
 }

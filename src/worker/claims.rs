@@ -10,7 +10,7 @@ use std::{
 };
 
 use tokio::sync::{Notify, RwLock};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 use super::{Deps, Shared, held::Held, running::Run};
 use crate::{
@@ -23,6 +23,7 @@ use crate::{
         Error,
         claim::{Claim, Round},
     },
+    supervise::Tasks,
 };
 
 /// A message in hand → what became of its claim; `None`: the database can't be used right now.
@@ -44,17 +45,12 @@ pub(crate) struct Unheard {
     under_way: RwLock<()>,
 }
 
-pub(crate) fn start(
-    deps: &Deps,
-    worker_id: &str,
-    unheard: &Arc<Unheard>,
-    held: &Arc<Held>,
-    tasks: &TaskTracker,
-) -> Claims {
+pub(crate) fn start(deps: &Deps, worker_id: &str, unheard: &Arc<Unheard>, held: &Arc<Held>, tasks: &Tasks) -> Claims {
     // One at a time: two share what waits, and so cost Postgres twice the statements. See docs/performance.md.
     let size = Size { weight: FULL, lanes: 1, enough: 1, waiting: 4096 };
     let (deps, worker_id, unheard, held) = (deps.clone(), worker_id.to_owned(), unheard.clone(), held.clone());
     Batcher::start(
+        "claims",
         size,
         |_| 1,
         tasks,

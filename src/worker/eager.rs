@@ -24,6 +24,7 @@ use crate::{
         claim::Claimed,
         enqueue::{Due, NewJob, Start, Started},
     },
+    supervise,
 };
 
 /// The doorsteps of this process's worker; none while it has no worker. Cheap to clone.
@@ -292,7 +293,7 @@ impl Won {
 
     /// As [`Won::hand_back`], without anybody waiting for it: many go together.
     pub fn go_back(self) {
-        tokio::spawn(self.hand_back());
+        supervise::spawn("hand-back", self.hand_back());
     }
 }
 

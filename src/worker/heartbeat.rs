@@ -1,18 +1,30 @@
 //! The lease of this worker, written from a thread of its own: a handler that blocks every thread of the runtime must
-//! not look like a death.
+//! not look like a death. One that never lets go of them does: then the heartbeat ends, and others take over.
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Deps;
-use crate::store::{claim::Claimed, workers};
+use crate::{
+    store::{claim::Claimed, workers},
+    supervise,
+};
+
+/// Heartbeats in each lease.
+const IN_A_LEASE: u32 = 6;
+/// Heartbeats without any sign of the runtime, after which it counts as stuck: ten leases.
+const STUCK: u32 = 10 * IN_A_LEASE;
 
 /// For each `<type>.<lane>` the highest `run_at` that was claimed, in microseconds.
 #[derive(Clone, Default)]
@@ -42,18 +54,23 @@ impl Heartbeat {
     pub fn start(deps: &Deps, worker_id: String, watermarks: Watermarks) -> std::io::Result<Self> {
         let stop = CancellationToken::new();
         let (count, beats) = watch::channel(0);
-        let beat = Beat {
+        let pulse = Arc::new(AtomicU64::new(0));
+        let beat = Arc::new(Beat {
             options: deps.store.connect_options().clone(),
             worker_id,
             lease: deps.config.worker.lease,
             watermarks,
+            pulse: pulse.clone(),
             count,
-        };
-        let stopped = stop.clone();
+        });
+        let period = deps.config.worker.lease / IN_A_LEASE;
+        deps.supervisor.tasks().keep_until("pulse", &stop, move || pulsate(pulse.clone(), period));
+        let (supervisor, stopped) = (deps.supervisor.clone(), stop.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        std::thread::Builder::new()
-            .name("heartbeat".into())
-            .spawn(move || runtime.block_on(stopped.run_until_cancelled(beat.run())))?;
+        supervise::thread("heartbeat", move || {
+            let beats = || stopped.clone().run_until_cancelled_owned(beat.clone().run()).map(drop);
+            runtime.block_on(supervisor.supervise("heartbeat", Some(stopped.clone()), beats));
+        })?;
         Ok(Self { stop, beats })
     }
 
@@ -74,17 +91,31 @@ struct Beat {
     worker_id: String,
     lease: Duration,
     watermarks: Watermarks,
+    /// Grows for as long as the runtime of the jobs runs tasks.
+    pulse: Arc<AtomicU64>,
     count: watch::Sender<u64>,
 }
 
 impl Beat {
-    async fn run(self) -> Option<()> {
-        let period = self.lease / 6;
+    async fn run(self: Arc<Self>) -> Option<()> {
+        let period = self.lease / IN_A_LEASE;
+        let (mut seen, mut silent) = (0, 0);
         let mut connection: Option<PgConnection> = None;
         let mut ticks = tokio::time::interval(period);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
+            let pulse = self.pulse.load(Relaxed);
+            silent = if pulse == std::mem::replace(&mut seen, pulse) { silent + 1 } else { 0 };
+            if silent == STUCK {
+                tracing::error!(
+                    "all threads have been blocked for {:?}: others may take over the jobs",
+                    period * STUCK
+                );
+            }
+            if silent >= STUCK {
+                continue;
+            }
             let beat = async {
                 if connection.is_none() {
                     connection = Some(PgConnection::connect_with(&self.options).await?);
@@ -106,5 +137,14 @@ impl Beat {
                 }
             }
         }
+    }
+}
+
+/// Shows that tasks still have their turn.
+async fn pulsate(pulse: Arc<AtomicU64>, period: Duration) {
+    let mut ticks = tokio::time::interval(period);
+    loop {
+        ticks.tick().await;
+        pulse.fetch_add(1, Relaxed);
     }
 }

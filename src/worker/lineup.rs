@@ -2,17 +2,20 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use super::{Shared, puller::Puller};
 use crate::{
     job::{JobType, Work},
+    ops::error::chain,
+    supervise::{Name, Tasks},
     types::Known,
 };
 
 pub(crate) struct Lineup {
     shared: Arc<Shared>,
-    pullers: TaskTracker,
+    pullers: Tasks,
     stop: CancellationToken,
     pulled: HashMap<JobType, Pulled>,
 }
@@ -24,20 +27,8 @@ struct Pulled {
 }
 
 impl Lineup {
-    pub fn new(shared: Arc<Shared>, pullers: TaskTracker, stop: CancellationToken) -> Self {
+    pub fn new(shared: Arc<Shared>, pullers: Tasks, stop: CancellationToken) -> Self {
         Self { shared, pullers, stop, pulled: HashMap::new() }
-    }
-
-    /// Keeps to the live list of types until the worker stops.
-    pub async fn follow(mut self) {
-        let mut changes = self.shared.deps.types.changes();
-        // Whatever has changed since the first look.
-        changes.mark_changed();
-        while let Some(Ok(())) = self.stop.run_until_cancelled(changes.changed()).await {
-            if self.update().await.is_err() {
-                return;
-            }
-        }
     }
 
     /// Ends the pullers of types that are gone or have changed, and starts those that are missing.
@@ -59,16 +50,47 @@ impl Lineup {
                 continue;
             }
             let stop = self.stop.child_token();
-            let puller = Puller::open(self.shared.clone(), known.clone(), stop.clone()).await?;
-            self.pullers.spawn(puller.work());
+            let first = Puller::open(self.shared.clone(), known.clone(), stop.clone()).await?;
+            self.keep(first, known.clone(), stop.clone());
             self.pulled.insert(name.clone(), Pulled { known: known.clone(), stop });
         }
         Ok(())
+    }
+
+    /// Keeps a puller working; one that failed is made anew.
+    fn keep(&self, first: Puller, known: Arc<Known>, stop: CancellationToken) {
+        let (shared, mut first, stopped) = (self.shared.clone(), Some(first), stop.clone());
+        self.pullers.keep(Name::of("puller", known.name()), &stop, move || {
+            let (first, shared, known, stop) = (first.take(), shared.clone(), known.clone(), stopped.clone());
+            async move {
+                let puller = match first {
+                    Some(first) => Ok(first),
+                    None => Puller::open(shared, known, stop).await,
+                };
+                match puller {
+                    Ok(puller) => puller.work().await,
+                    Err(e) => tracing::debug!("a puller can't begin: {}", chain(&e)),
+                }
+            }
+        });
     }
 
     fn runs(&self, known: &Known) -> bool {
         let wanted = &self.shared.deps.config.worker.types;
         let named = wanted.is_empty() || wanted.iter().any(|name| name == known.name());
         named && !matches!(known.handler.work, Work::Pull | Work::Embedded)
+    }
+}
+
+/// Keeps to the live list of types until the worker stops.
+pub(crate) async fn follow(lineup: Arc<Mutex<Lineup>>) {
+    let mut lineup = lineup.lock().await;
+    let (mut changes, stop) = (lineup.shared.deps.types.changes(), lineup.stop.clone());
+    // Whatever has changed since the first look.
+    changes.mark_changed();
+    while let Some(Ok(())) = stop.run_until_cancelled(changes.changed()).await {
+        if let Err(e) = lineup.update().await {
+            return tracing::debug!("no further types are pulled: {}", chain(&e));
+        }
     }
 }

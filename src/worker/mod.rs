@@ -22,9 +22,15 @@ use std::{
 };
 
 use tokio::sync::Notify;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
-use crate::{broker::Broker, config::Config, store::Store, types::Types};
+use crate::{
+    broker::Broker,
+    config::Config,
+    store::Store,
+    supervise::{Supervisor, Tasks},
+    types::Types,
+};
 use eager::Eager;
 use heartbeat::{Heartbeat, Watermarks};
 use running::Running;
@@ -42,12 +48,12 @@ pub struct Deps {
     pub relay: Arc<Notify>,
     /// Where the intake leaves what may start here at once.
     pub eager: Eager,
+    pub supervisor: Supervisor,
 }
 
 /// A worker of this process: all its types, under one lease.
 pub struct Worker {
     shared: Arc<Shared>,
-    pullers: TaskTracker,
     stop_pulling: CancellationToken,
     heartbeat: Heartbeat,
 }
@@ -65,7 +71,9 @@ pub(crate) struct Shared {
     pub running: Running,
     pub watermarks: Watermarks,
     /// Runs and the batchers that they wait for.
-    pub tasks: TaskTracker,
+    pub tasks: Tasks,
+    /// What brings jobs here and looks after those in hand.
+    pub pullers: Tasks,
     /// Set when runs are cut off, so that no further one starts.
     pub draining: AtomicBool,
 }
@@ -91,7 +99,7 @@ impl Worker {
             return Err(Error::UnknownType(unknown.clone()));
         }
         let id = deps.id.clone();
-        let batch_tasks = TaskTracker::new();
+        let batch_tasks = deps.supervisor.tasks();
         let watermarks = Watermarks::default();
         let heartbeat = Heartbeat::start(&deps, id.clone(), watermarks.clone())?;
         // Without a lease every claim would look like the run of a dead worker.
@@ -102,24 +110,32 @@ impl Worker {
             unheard,
             held,
             suspect: tokio::sync::Semaphore::new(1),
-            outcomes: outcomes::start(&deps.store, &batch_tasks),
+            outcomes: outcomes::start("outcomes", &deps.store, &batch_tasks),
             running: Running::default(),
             watermarks,
             tasks: batch_tasks,
+            pullers: deps.supervisor.tasks(),
             draining: AtomicBool::new(false),
             id,
             deps,
         });
-        let (pullers, stop_pulling) = (TaskTracker::new(), CancellationToken::new());
-        pullers.spawn(running::obey_cancels(shared.clone(), stop_pulling.clone()));
-        pullers.spawn(running::speak_for_runs(shared.clone(), stop_pulling.clone()));
-        pullers.spawn(claims::hand_back_unheard(shared.clone(), stop_pulling.clone()));
-        pullers.spawn(held::follow(shared.clone(), stop_pulling.clone()));
+        let (pullers, stop_pulling) = (shared.pullers.clone(), CancellationToken::new());
+        macro_rules! keep {
+            ($name:literal, $work:path) => {{
+                let (shared, stop) = (shared.clone(), stop_pulling.clone());
+                pullers.keep($name, &stop_pulling, move || $work(shared.clone(), stop.clone()));
+            }};
+        }
+        keep!("cancels", running::obey_cancels);
+        keep!("signs-of-life", running::speak_for_runs);
+        keep!("unheard", claims::hand_back_unheard);
+        keep!("held", held::follow);
         let mut lineup = lineup::Lineup::new(shared.clone(), pullers.clone(), stop_pulling.clone());
         lineup.update().await?;
-        pullers.spawn(lineup.follow());
+        let lineup = Arc::new(tokio::sync::Mutex::new(lineup));
+        pullers.keep("lineup", &stop_pulling, move || lineup::follow(lineup.clone()));
         tracing::info!(worker.id = %shared.id, "worker started");
-        Ok(Self { shared, pullers, stop_pulling, heartbeat })
+        Ok(Self { shared, stop_pulling, heartbeat })
     }
 
     pub fn id(&self) -> &str {
@@ -129,7 +145,8 @@ impl Worker {
     /// Stops pulling, lets running jobs end for up to `worker.drain`, hands back the rest without spending their
     /// attempt, and returns when every outcome is written. `hurry` cuts the wait short.
     pub async fn drain(self, hurry: CancellationToken) {
-        let Self { shared, pullers, stop_pulling, heartbeat } = self;
+        let Self { shared, stop_pulling, heartbeat } = self;
+        let pullers = shared.pullers.clone();
         stop_pulling.cancel();
         let drain = shared.deps.config.worker.drain;
         let ended = async { shared.running.wait_empty().await };

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use tokio_util::task::TaskTracker;
-
 use crate::{
     flow::{Batcher, batcher::Size},
     job::{Failure, Verdict},
@@ -11,6 +9,7 @@ use crate::{
         Error, Store,
         finish::{Recorded, Retried, Settlement},
     },
+    supervise::Tasks,
 };
 
 pub(crate) type Outcomes = Batcher<Settlement, Recorded>;
@@ -18,11 +17,12 @@ pub(crate) type Outcomes = Batcher<Settlement, Recorded>;
 /// Outcomes and bytes of results in one statement, whichever comes first (see [`weigh`]).
 const FULL: usize = 500;
 
-pub(crate) fn start(store: &Store, tasks: &TaskTracker) -> Outcomes {
+/// `name`: of its task.
+pub(crate) fn start(name: &'static str, store: &Store, tasks: &Tasks) -> Outcomes {
     // One at a time: two share what waits, and so cost Postgres twice the statements. See docs/performance.md.
     let size = Size { weight: FULL, lanes: 1, enough: 1, waiting: 4096 };
     let store = store.clone();
-    Batcher::start(size, weigh, tasks, move |batch: Vec<Settlement>| {
+    Batcher::start(name, size, weigh, tasks, move |batch: Vec<Settlement>| {
         let store = store.clone();
         async move { record(&store, batch).await }
     })

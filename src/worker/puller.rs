@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     Shared,
@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     broker::pull::{Delivery, LanePull},
+    supervise::{self, Name},
     types::Known,
 };
 
@@ -61,7 +62,7 @@ impl Puller {
 
     pub async fn work(mut self) {
         let mut tick = tokio::time::interval(Duration::from_millis(500));
-        let looks = tokio::spawn(looks(self.shared.clone(), self.known.clone(), self.unanswered.clone()));
+        let _looks = self.begin_looks();
         let mut types = self.shared.deps.types.changes();
         let mut lanes = self.shared.deps.broker.lanes_in_use();
         let mut is_paused = false;
@@ -99,8 +100,17 @@ impl Puller {
                 }
             }
         }
-        looks.abort();
         self.give_back().await;
+    }
+
+    /// Looks at what the broker waits for, as long as this puller works.
+    fn begin_looks(&self) -> DropGuard {
+        let over = self.stop.child_token();
+        let (shared, known, unanswered) = (self.shared.clone(), self.known.clone(), self.unanswered.clone());
+        shared.clone().pullers.keep_until(Name::of("unanswered", known.name()), &over, move || {
+            looks(shared.clone(), known.clone(), unanswered.clone())
+        });
+        over.drop_guard()
     }
 
     fn take_in(&mut self, lane: usize, delivery: Option<Delivery>) {
@@ -148,13 +158,8 @@ impl Puller {
             let Some(prompt) = self.waiting.pick() else { return };
             // Not on the tracker of the batchers: that is waited for after the last run has ended. Boxed, since tokio
             // copies a task's future at every change of its state.
-            tokio::spawn(Box::pin(run::carry_out(
-                self.shared.clone(),
-                self.known.clone(),
-                self.unanswered.clone(),
-                prompt,
-                place,
-            )));
+            let (shared, known, unanswered) = (self.shared.clone(), self.known.clone(), self.unanswered.clone());
+            supervise::spawn("run", Box::pin(run::carry_out(shared, known, unanswered, prompt, place)));
         }
         self.full_since = None;
     }

@@ -32,6 +32,7 @@ use crate::{
         claim::{Claim, Claimed, Refused},
         finish::WakeUp,
     },
+    supervise::{said, spawn_silent},
     types::Known,
 };
 
@@ -194,7 +195,7 @@ async fn run_handler(shared: &Shared, known: &Known, run: &Run, job: &Claimed) -
     };
     let (handler, payload, deadline) = (known.handler.clone(), job.payload.0.clone(), ctx.deadline);
     // A task of its own: a handler that panics or blocks its thread must not take the bookkeeping along.
-    let mut task = AbortOnDrop(tokio::spawn(Box::pin(async move { handler.run(&ctx, &payload).await })));
+    let mut task = AbortOnDrop(spawn_silent(Box::pin(async move { handler.run(&ctx, &payload).await })));
     tokio::select! {
         biased;
         // Also when the handler obeyed so promptly that its end is seen first.
@@ -282,11 +283,9 @@ fn judge(shared: &Shared, known: &Known, run: &Run, ended: Result<Ended, tokio::
         Ok(Ended::Outside) => return None,
         Err(e) => {
             let panic = e.try_into_panic().ok();
-            let said = panic.as_ref().and_then(|p| {
-                p.downcast_ref::<&str>().map(|s| (*s).to_owned()).or_else(|| p.downcast_ref::<String>().cloned())
-            });
-            tracing::error!(job.id = %run.id, "the handler of job {} panicked: {}", run.id, said.as_deref().unwrap_or("?"));
-            let message = format!("the handler panicked: {}", said.as_deref().unwrap_or("no message"));
+            let said = panic.as_ref().map_or("no message", |panic| said(&**panic));
+            tracing::error!(job.id = %run.id, "the handler of job {} panicked: {said}", run.id);
+            let message = format!("the handler panicked: {said}");
             Outcome::Failed(Failure::new(FailureKind::Panic, message))
         }
     })

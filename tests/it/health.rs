@@ -16,7 +16,7 @@ async fn a_service_that_has_all_it_needs_is_well() {
     let (status, health) = get(&service, "/health").await;
     assert_eq!((status, &health["status"]), (StatusCode::OK, &json!("ok")));
     let checks = health["checks"].as_object().unwrap();
-    assert_eq!(checks.keys().collect::<Vec<_>>(), ["jetstream", "nats", "postgres", "workers"]);
+    assert_eq!(checks.keys().collect::<Vec<_>>(), ["jetstream", "nats", "postgres", "tasks", "workers"]);
     assert!(checks.values().all(|check| check["status"] == "ok"), "{health}");
     assert_eq!(checks["workers"]["detail"], "1 alive");
     assert!(checks["nats"]["detail"].as_str().unwrap().starts_with("connected to nats-server 2."));

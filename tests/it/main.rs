@@ -2,6 +2,8 @@
 //!
 //! All tests are in one program, so that they share the two servers; each has a database and a prefix of its own.
 
+#![allow(clippy::disallowed_methods, reason = "tests see the panics of their tasks themselves")]
+
 mod bad_input;
 mod books;
 mod cancel;
@@ -64,6 +66,7 @@ mod signs;
 mod sockets;
 mod sql;
 mod stats;
+mod supervise;
 mod types;
 mod unread;
 mod wait;

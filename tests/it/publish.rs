@@ -1,6 +1,9 @@
 //! Wake-ups on their way to the broker.
 
-use queue_service::broker::{Publisher, publish::Outgoing};
+use queue_service::{
+    broker::{Publisher, publish::Outgoing},
+    supervise::Supervisor,
+};
 use uuid::Uuid;
 
 use crate::harness::Place;
@@ -15,7 +18,7 @@ async fn a_flood_waits_for_its_turn_and_is_not_taken_for_an_outage() {
     // Makes the streams.
     let service = place.start().await;
     let broker = place.broker().await;
-    let publisher = Publisher::start(&broker).await.unwrap();
+    let publisher = Publisher::start(&broker, &Supervisor::default()).await.unwrap();
     let mut floods = tokio::task::JoinSet::new();
     for _ in 0..AT_ONCE {
         let (publisher, subjects) = (publisher.clone(), broker.subjects.clone());

@@ -35,7 +35,7 @@ use super::{
     exit::{Exit, UsageError},
     output::Output,
 };
-use crate::{client::Client, telemetry::say};
+use crate::{client::Client, supervise, telemetry::say};
 
 /// Requests that are on their way at the same time.
 const IN_FLIGHT: usize = 4;
@@ -105,7 +105,7 @@ pub async fn run(input: Input, client: &Client, out: &Output) -> anyhow::Result<
 fn interruption(flag: &Arc<AtomicBool>) -> oneshot::Receiver<()> {
     let (tell, told) = oneshot::channel();
     let flag = flag.clone();
-    tokio::spawn(async move {
+    supervise::spawn("interruption", async move {
         if tokio::signal::ctrl_c().await.is_ok() {
             flag.store(true, Ordering::Relaxed);
             let _ = tell.send(());

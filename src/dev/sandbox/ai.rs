@@ -16,6 +16,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::vectors::{DIMENSIONS, embed};
+use crate::supervise;
 
 /// Path of the API's root.
 pub(super) const ROOT: &str = "/dev/ai/v1";
@@ -88,7 +89,7 @@ async fn embeddings(request: Result<Json<Embeddings>, JsonRejection>) -> Respons
     }
     let used: usize = texts.iter().map(|text| tokens(text)).sum();
     // Hashing megabytes must not hold up the other requests of this thread.
-    let vectors = tokio::task::spawn_blocking(move || texts.iter().map(|text| embed(text)).collect::<Vec<_>>()).await;
+    let vectors = supervise::blocking(move || texts.iter().map(|text| embed(text)).collect::<Vec<_>>()).await;
     let Ok(vectors) = vectors else {
         return refusal(StatusCode::INTERNAL_SERVER_ERROR, "the sandbox could not make the vectors");
     };

@@ -30,7 +30,10 @@ use axum::{
 };
 use tokio::{net::TcpListener, task::JoinHandle};
 
-use crate::config::{AllowPrivate, Config};
+use crate::{
+    config::{AllowPrivate, Config},
+    supervise,
+};
 use page::{page, table};
 use smtp::{Rules, Sink};
 use webhooks::Webhooks;
@@ -151,7 +154,7 @@ async fn index(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 fn serve(listener: TcpListener, app: Router) -> JoinHandle<()> {
-    tokio::spawn(async move {
+    supervise::spawn("sandbox", async move {
         if let Err(e) = axum::serve(listener, app).await {
             tracing::error!("the sandbox stopped listening: {e}");
         }

@@ -20,6 +20,8 @@ use tokio::{
     time::timeout,
 };
 
+use crate::supervise;
+
 /// Mails that are kept; older ones make room.
 const MAILS_MAX: usize = 500;
 /// Bytes of them all together.
@@ -98,18 +100,21 @@ impl Sink {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared::default());
-        let task = tokio::spawn({
+        let accepting = {
             let shared = shared.clone();
             async move {
                 loop {
                     match listener.accept().await {
-                        Ok((stream, _)) => drop(tokio::spawn(Session::serve(stream, shared.clone()))),
+                        Ok((stream, _)) => {
+                            drop(supervise::spawn("mail session", Session::serve(stream, shared.clone())))
+                        }
                         // Out of file descriptors, most likely: others must come free first.
                         Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
                     }
                 }
             }
-        });
+        };
+        let task = supervise::spawn("mail server", accepting);
         Ok(Self { address, shared, _stop: Arc::new(AbortOnDrop(task)) })
     }
 

@@ -106,7 +106,7 @@ async fn the_provider_answers_our_own_client_and_says_that_it_is_the_sandbox() {
     let mut config = Config::default();
     sandbox.apply(&mut config, |_| false);
     let ai = Arc::new(Ai::new(&config.ai).unwrap());
-    let embedder = Embedder::new(ai.clone());
+    let embedder = Embedder::new(ai.clone(), &Default::default());
     let (model, vector) = embedder.embed("@cf/baai/bge-base-en-v1.5", "Tea".into()).await.unwrap();
     assert_eq!((model.as_str(), vector.len()), ("@cf/baai/bge-base-en-v1.5", 768));
     assert_eq!(vector, vectors::embed("Tea"));
@@ -127,7 +127,7 @@ async fn troubled_models_fail_the_way_their_names_say() {
     let sandbox = Sandbox::start().await.unwrap();
     let mut config = Config::default();
     sandbox.apply(&mut config, |_| false);
-    let embedder = Embedder::new(Arc::new(Ai::new(&config.ai).unwrap()));
+    let embedder = Embedder::new(Arc::new(Ai::new(&config.ai).unwrap()), &Default::default());
     for (model, text, kind, wish) in [
         ("sandbox-refuse", "x".into(), FailureKind::Permanent, None),
         ("sandbox-broken", "x".into(), FailureKind::Error, None),
@@ -232,7 +232,7 @@ async fn the_demo_has_every_type_and_every_request_of_it_is_valid() {
     let mut config = Config::default();
     sandbox.apply(&mut config, |_| false);
     let pool = sqlx::PgPool::connect_lazy("postgres://127.0.0.1/none").unwrap();
-    let registry = Registry::builtin(&config, pool).unwrap();
+    let registry = Registry::builtin(&config, pool, &Default::default()).unwrap();
     let requests = sandbox.demo_requests();
     let mut types = std::collections::BTreeSet::new();
     for request in &requests {
@@ -264,7 +264,7 @@ async fn the_examples_of_the_documentation_do_what_it_says() {
     sandbox.apply(&mut config, |_| false);
     let ai = Arc::new(Ai::new(&config.ai).unwrap());
     let registry = Registry::default()
-        .with(GenerateEmbedding::new(ai.clone(), &config.ai))
+        .with(GenerateEmbedding::new(ai.clone(), &config.ai, &Default::default()))
         .unwrap()
         .with(GenerateContent::new(ai, &config.ai))
         .unwrap();

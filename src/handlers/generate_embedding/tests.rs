@@ -17,7 +17,7 @@ use crate::{
 
 fn handler(peer: &Peer) -> Arc<GenerateEmbedding> {
     let config = peer.config();
-    Arc::new(GenerateEmbedding::new(Arc::new(Ai::new(&config).unwrap()), &config))
+    Arc::new(GenerateEmbedding::new(Arc::new(Ai::new(&config).unwrap()), &config, &Default::default()))
 }
 
 fn context() -> RunContext {
@@ -211,7 +211,9 @@ async fn lines_of_models_that_nobody_asks_for_any_more_are_forgotten() {
 #[test]
 fn payloads_are_checked_at_enqueue() {
     let config = config::Ai::default();
-    let any = AnyHandler::new(GenerateEmbedding::new(Arc::new(Ai::new(&config).unwrap()), &config)).unwrap();
+    let any =
+        AnyHandler::new(GenerateEmbedding::new(Arc::new(Ai::new(&config).unwrap()), &config, &Default::default()))
+            .unwrap();
     let check = |value| any.check(&to_raw_value(&value).unwrap());
     assert!(check(json!({"text": " "})).is_empty());
     assert!(check(json!({"text": "a", "model": "@cf/baai/bge-base-en-v1.5"})).is_empty());

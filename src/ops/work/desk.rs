@@ -16,7 +16,6 @@ use tokio::{
     sync::{Notify, mpsc, mpsc::error::TrySendError},
     time::{Instant, timeout_at},
 };
-use tokio_util::task::TaskTracker;
 
 use crate::{
     broker::{
@@ -24,13 +23,14 @@ use crate::{
         events::{Event, EventState},
         pull::{AckHandle, Delivery, LanePull},
     },
-    flow::Closed,
+    flow::Unanswered,
     job::{Trace, model::JobId},
     ops::{Ops, error::ApiError, lost},
     store::{
         Store,
         claim::{Claim, Claimed, Lease},
     },
+    supervise::{Name, Tasks},
     worker::run::put_off,
 };
 
@@ -61,7 +61,7 @@ pub(crate) struct Fetched {
 pub(crate) struct Desk {
     supplies: Supplies,
     trays: Mutex<HashMap<String, mpsc::Sender<Hand>>>,
-    tasks: TaskTracker,
+    tasks: Tasks,
 }
 
 /// What a tray works with.
@@ -77,7 +77,7 @@ struct Supplies {
 type Hand = mpsc::Sender<Delivery>;
 
 impl Desk {
-    pub fn new(store: Store, broker: Broker, relay: Arc<Notify>, cancel_grace: Duration, tasks: &TaskTracker) -> Self {
+    pub fn new(store: Store, broker: Broker, relay: Arc<Notify>, cancel_grace: Duration, tasks: &Tasks) -> Self {
         let supplies = Supplies { store, broker, relay, cancel_grace };
         Self { supplies, trays: Mutex::default(), tasks: tasks.clone() }
     }
@@ -103,7 +103,7 @@ impl Desk {
     async fn wait(&self, wish: &Wish, end: Instant) -> Result<Vec<Delivery>, ApiError> {
         let (hand, mut taken) = mpsc::channel(wish.max);
         for name in &wish.types {
-            self.tray(name).send(hand.clone()).await.map_err(|_| Closed)?;
+            self.tray(name).send(hand.clone()).await.map_err(|_| Unanswered::Stopping)?;
         }
         drop(hand);
         let mut deliveries: Vec<Delivery> = timeout_at(end, taken.recv()).await.ok().flatten().into_iter().collect();
@@ -127,7 +127,11 @@ impl Desk {
         let mut trays = self.trays.lock().unwrap_or_else(PoisonError::into_inner);
         let tray = trays.entry(name.to_owned()).or_insert_with(|| {
             let (hands, waiting) = mpsc::channel(1024);
-            self.tasks.spawn(serve(self.supplies.clone(), name.to_owned(), waiting));
+            let (supplies, name) = (self.supplies.clone(), name.to_owned());
+            let waiting = Arc::new(tokio::sync::Mutex::new(Waiting { new: waiting, hands: VecDeque::new() }));
+            self.tasks.keep_until_done(Name::of("fetch", &name), move || {
+                serve(supplies.clone(), name.clone(), waiting.clone())
+            });
             hands
         });
         tray.clone()
@@ -187,12 +191,19 @@ fn fetched(job: Claimed) -> Fetched {
     }
 }
 
+/// Who waits for jobs of one type, the longest first.
+struct Waiting {
+    new: mpsc::Receiver<Hand>,
+    hands: VecDeque<Hand>,
+}
+
 /// Hands out what comes for one type, to whoever has waited longest.
-async fn serve(supplies: Supplies, name: String, mut hands: mpsc::Receiver<Hand>) {
+async fn serve(supplies: Supplies, name: String, waiting: Arc<tokio::sync::Mutex<Waiting>>) {
+    let mut waiting = waiting.lock().await;
+    let Waiting { new, hands: waiting } = &mut *waiting;
     let broker = &supplies.broker;
     let Ok(mut lanes) = LanePull::open_all(broker, &name).await else { return };
     let mut in_use = broker.lanes_in_use();
-    let mut waiting: VecDeque<Hand> = VecDeque::new();
     let mut tick = tokio::time::interval(TICK);
     loop {
         waiting.retain(|hand| !hand.is_closed());
@@ -203,13 +214,13 @@ async fn serve(supplies: Supplies, name: String, mut hands: mpsc::Receiver<Hand>
         let [high, normal, low] = &mut lanes;
         tokio::select! {
             biased;
-            hand = hands.recv() => match hand {
+            hand = new.recv() => match hand {
                 Some(hand) => waiting.push_back(hand),
                 None => return,
             },
-            Some(delivery) = high.next() => hand_out(broker, &mut waiting, delivery).await,
-            Some(delivery) = normal.next() => hand_out(broker, &mut waiting, delivery).await,
-            Some(delivery) = low.next() => hand_out(broker, &mut waiting, delivery).await,
+            Some(delivery) = high.next() => hand_out(broker, waiting, delivery).await,
+            Some(delivery) = normal.next() => hand_out(broker, waiting, delivery).await,
+            Some(delivery) = low.next() => hand_out(broker, waiting, delivery).await,
             Ok(()) = in_use.changed() => {}
             _ = tick.tick() => {
                 lanes.iter_mut().for_each(LanePull::tick);

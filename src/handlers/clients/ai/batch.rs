@@ -9,10 +9,12 @@ use std::{
 };
 
 use futures_util::future::join;
-use tokio_util::task::TaskTracker;
 
 use super::{Ai, Error, Target};
-use crate::flow::{Batcher, batcher::Size};
+use crate::{
+    flow::{Batcher, batcher::Size},
+    supervise::{Supervisor, Tasks},
+};
 
 /// Most texts in one request. Providers stop at 96 (Cloudflare: 100), 2048 (OpenAI), or what memory allows (others);
 /// beyond some dozens there is little left to win.
@@ -34,12 +36,12 @@ pub struct Embedder {
     /// One line per provider and model while somebody waits in it. Callers choose the models, so a line must not
     /// outlive its jobs.
     lines: Mutex<HashMap<(String, String), Weak<Line>>>,
-    tasks: TaskTracker,
+    tasks: Tasks,
 }
 
 impl Embedder {
-    pub fn new(ai: Arc<Ai>) -> Self {
-        Self { ai, lines: Mutex::default(), tasks: TaskTracker::new() }
+    pub fn new(ai: Arc<Ai>, supervisor: &Supervisor) -> Self {
+        Self { ai, lines: Mutex::default(), tasks: supervisor.tasks() }
     }
 
     /// The name of the model that was asked, and the vector.
@@ -72,7 +74,7 @@ impl Embedder {
         let size = Size { weight: BYTES_MAX, lanes: LANES, enough: 1, waiting: WAITING };
         let weigh = |text: &Arc<str>| text.len().max(BYTES_MAX / TEXTS_MAX);
         let target = Arc::new(target);
-        let line = Arc::new(Batcher::start(size, weigh, &self.tasks, move |texts: Vec<Arc<str>>| {
+        let line = Arc::new(Batcher::start("embeddings", size, weigh, &self.tasks, move |texts: Vec<Arc<str>>| {
             let target = target.clone();
             async move { ask(&target, &texts).await }
         }));
