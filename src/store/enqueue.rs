@@ -326,7 +326,7 @@ impl Store {
 }
 
 /// Whether a row was refused because its id is there already.
-fn is_taken(refusal: &sqlx::Error) -> bool {
+fn is_taken(refusal: &super::Cause) -> bool {
     refusal.as_database_error().is_some_and(|e| e.is_unique_violation())
 }
 

@@ -4,12 +4,15 @@
 
 pub mod cancel;
 pub mod claim;
+mod connect;
 mod connections;
 pub mod counts;
 pub mod enqueue;
 pub mod entity;
+mod error;
 pub mod finish;
 pub mod held;
+pub mod migrate;
 pub mod notes;
 pub mod outbox;
 pub mod outside;
@@ -33,13 +36,16 @@ use std::{
 
 use sea_orm::{DatabaseConnection, SqlxPostgresConnector};
 use sqlx::{
-    AssertSqlSafe, ConnectOptions as _, FromRow, PgPool, Postgres,
+    FromRow, PgPool, Postgres,
+    migrate::Migrator,
     postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow},
     query::QueryAs,
 };
 
 use crate::config;
+use connect::Connector;
 use connections::{Connections, Doubt, sign_of_life};
+pub use error::{Cause, Error};
 
 /// Longest wait for a free connection. Shorter than what any caller is promised (2 s).
 const ACQUIRE: Duration = Duration::from_millis(1500);
@@ -47,6 +53,9 @@ const ACQUIRE: Duration = Duration::from_millis(1500);
 const STATEMENT: Duration = Duration::from_secs(5);
 /// Longest wait for what a caller asks, connection and all: he is promised an answer within 2 s.
 pub(crate) const ANSWER: Duration = Duration::from_millis(1700);
+
+/// All that this version knows. A newer one may have added others, and this one has to start beside it.
+pub static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
 /// Handles to the database. Cheap to clone.
 #[derive(Clone)]
@@ -60,75 +69,6 @@ pub struct Store {
     /// Whether the schema is known to be there. Before that nothing is asked of it, so that a service that starts before
     /// its database says `unavailable` and not that a table is missing.
     migrated: Arc<AtomicBool>,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Try again later: no connection, no answer in time, a restart, a deadlock, a full disk.
-    #[error("the database can't be used right now ({context})")]
-    Unavailable {
-        context: &'static str,
-        #[source]
-        source: Option<sqlx::Error>,
-    },
-    /// The data can't be stored as it is; trying again changes nothing.
-    #[error("the database refused the data ({context})")]
-    Rejected {
-        context: &'static str,
-        #[source]
-        source: sqlx::Error,
-    },
-    /// A statement is wrong, or the schema is not the one of this version: a bug or a missing migration.
-    #[error("a statement does not fit the database ({context}); run `queue-service migrate`, else this is a bug")]
-    Broken {
-        context: &'static str,
-        #[source]
-        source: sqlx::Error,
-    },
-    #[error("database.url can't be used: {0}")]
-    Url(String),
-    #[error("the migrations failed; nothing was started")]
-    Migrate(#[source] sqlx::migrate::MigrateError),
-}
-
-impl Error {
-    pub(crate) fn of(context: &'static str, source: sqlx::Error) -> Self {
-        let Some(code) = source.as_database_error().and_then(|e| e.code()) else {
-            return match source {
-                sqlx::Error::ColumnDecode { .. }
-                | sqlx::Error::ColumnNotFound(_)
-                | sqlx::Error::Decode(_)
-                | sqlx::Error::RowNotFound
-                | sqlx::Error::Encode(_) => Error::Broken { context, source },
-                source => Error::Unavailable { context, source: Some(source) },
-            };
-        };
-        // SQLSTATE classes. Source: PostgreSQL documentation, appendix A.
-        match code.get(..2) {
-            Some("22" | "23" | "54") => Error::Rejected { context, source },
-            Some("42" | "0A" | "3F") => Error::Broken { context, source },
-            _ => Error::Unavailable { context, source: Some(source) },
-        }
-    }
-
-    pub(crate) fn orm(context: &'static str, source: sea_orm::DbErr) -> Self {
-        use sea_orm::{DbErr, RuntimeErr};
-        match source {
-            DbErr::Conn(RuntimeErr::SqlxError(e))
-            | DbErr::Exec(RuntimeErr::SqlxError(e))
-            | DbErr::Query(RuntimeErr::SqlxError(e)) => match std::sync::Arc::try_unwrap(e) {
-                Ok(e) => Error::of(context, e),
-                Err(e) => Error::of(context, sqlx::Error::Protocol(e.to_string())),
-            },
-            DbErr::ConnectionAcquire(_) => Error::Unavailable { context, source: None },
-            other => Error::Broken { context, source: sqlx::Error::Protocol(other.to_string()) },
-        }
-    }
-
-    /// Whether the same statement may succeed later.
-    pub fn is_transient(&self) -> bool {
-        matches!(self, Error::Unavailable { .. })
-    }
 }
 
 impl Store {
@@ -181,33 +121,23 @@ impl Store {
         })
     }
 
-    /// Makes the schema when missing and brings it to this version. Safe when many processes start at once: sqlx holds
-    /// an advisory lock meanwhile.
+    /// Makes the schema when missing and brings it to this version. Safe when many processes start at once: one of them
+    /// does it, the others wait. Holds nobody up who uses the schema meanwhile, and asks for no right that it does not need.
     ///
     /// # Errors
-    /// The database is away, or a migration fails; the schema is then as before that migration.
+    /// The database is away or others hold its tables all the time, which pass; a right is missing, or a migration fails:
+    /// the schema is then as before that migration.
     pub async fn migrate(&self, schema: &str) -> Result<(), Error> {
-        let failed = |e| Error::of("migrations", e);
-        // Migrations may take longer than any statement of the service, which is no reason to log all of their text.
-        let options = self.options.clone().options([("statement_timeout", "0")]).disable_statement_logging();
-        let one = PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE);
-        let pool = one.connect_with(options).await.map_err(failed)?;
-        // IF NOT EXISTS still fails when two make it at the same instant: one at a time.
-        sqlx::raw_sql(AssertSqlSafe(format!(
-            "SELECT pg_advisory_lock(7215); CREATE SCHEMA IF NOT EXISTS \"{schema}\"; SELECT pg_advisory_unlock(7215)"
-        )))
-        .execute(&pool)
-        .await
-        .map_err(failed)?;
-        // A newer version may have added to the schema already, and this one has to start beside it until it is replaced.
-        let mut migrator = sqlx::migrate!("./migrations");
-        migrator.set_ignore_missing(true);
-        migrator.run(&pool).await.map_err(|e| match e {
-            sqlx::migrate::MigrateError::Execute(e) if e.as_database_error().is_none() => failed(e),
-            e => Error::Migrate(e),
-        })?;
+        self.migrate_with(schema, &MIGRATIONS).await
+    }
+
+    /// As [`Store::migrate`], with other migrations than those of this version: for tests.
+    ///
+    /// # Errors
+    /// As [`Store::migrate`].
+    pub async fn migrate_with(&self, schema: &str, migrations: &Migrator) -> Result<(), Error> {
+        migrate::run(&Connector::new(self.options.clone()), schema, migrations).await?;
         self.migrated.store(true, Ordering::SeqCst);
-        pool.close().await;
         Ok(())
     }
 
