@@ -162,7 +162,10 @@ async fn a_user_who_owns_nothing_is_enough_to_serve() {
 async fn report(place: &Place, sql: &'static str) -> PgConnection {
     let url = format!("{}?application_name=report", place.config.database.url);
     let mut report = PgConnection::connect(&url).await.unwrap();
-    sqlx::raw_sql(AssertSqlSafe(format!("BEGIN ISOLATION LEVEL REPEATABLE READ; {sql}"))).execute(&mut report).await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(format!("BEGIN ISOLATION LEVEL REPEATABLE READ; {sql}")))
+        .execute(&mut report)
+        .await
+        .unwrap();
     report
 }
 
