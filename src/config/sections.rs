@@ -254,12 +254,37 @@ pub struct Smtp {
     pub from: String,
     /// Connections kept open.
     pub pool: u32,
+    /// What EHLO says: a name of this host that others can look up, or an address in brackets, `[192.0.2.1]`. Unless
+    /// set, the host's full name, and where it has none its address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hello: Option<String>,
+    /// File with an OAuth 2.0 access token, which replaces the password (XOAUTH2). It is read at each connection.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
+    /// Signs mails by DKIM (RFC 6376).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dkim: Option<Dkim>,
 }
 
 impl Default for Smtp {
     fn default() -> Self {
-        Self { url: None, from: "queue-service@localhost".into(), pool: 10 }
+        let from = "queue-service@localhost".into();
+        Self { url: None, from, pool: 10, hello: None, token_file: None, dkim: None }
     }
+}
+
+/// How mails are signed: `{ domain = "example.org", selector = "mail", key = "/etc/queue-service/dkim.pem" }`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Dkim {
+    /// The domain that signs; best that of `smtp.from`.
+    pub domain: String,
+    /// Under `<selector>._domainkey.<domain>` lies the public key.
+    pub selector: String,
+    /// Private key in PEM, or the path of a file with it: RSA with at least 2048 bits, or Ed25519.
+    #[serde(skip_serializing)]
+    #[schemars(with = "String")]
+    pub key: SecretString,
 }
 
 /// Text models of `generate-embedding` and `generate-content`.

@@ -3,9 +3,14 @@
 //! Done means that the server took it for every recipient. When it takes some and refuses others, the mail still goes
 //! to the former at once, and a checkpoint keeps the next attempt from writing to them again.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+mod extras;
 
-use lettre::{Address, message::Mailbox};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
 use schemars::JsonSchema;
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
@@ -15,18 +20,21 @@ use super::{
     clients::{
         answer_by,
         mail::{
-            self, Delivery, Mailer, address,
-            message::{self, Draft},
+            self, Delivery, Mailer, Signer,
+            address::{self, Address, Mailbox},
+            message::{self, Draft, LINE_MAX},
         },
     },
 };
-use crate::{config::Smtp, job::Failure};
+use crate::{
+    config::{Dkim, Smtp},
+    job::Failure,
+};
 
 /// Most addresses in one of the lists. Source: wire contract.
 const LIST_MAX: usize = 50;
 /// Most recipients of one mail: what every server must take. Source: RFC 5321, 4.5.3.1.8.
 const RECIPIENTS_MAX: usize = 100;
-const SUBJECT_MAX: usize = 998;
 /// Kept of the run's time to say what went wrong.
 const RESERVE: Duration = Duration::from_millis(250);
 
@@ -35,6 +43,8 @@ pub struct SendEmail {
     from: Mailbox,
     /// `None`: no `smtp.url` is set.
     mailer: Option<Arc<Mailer>>,
+    /// `None`: no `smtp.dkim` is set.
+    signer: Option<Signer>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -60,6 +70,13 @@ pub struct Payload {
     /// Where answers go.
     #[serde(default)]
     reply_to: Option<String>,
+    /// Files that go along, at most 50.
+    #[serde(default)]
+    attachments: Option<Vec<extras::File>>,
+    /// Further headers: `List-Unsubscribe`, `List-Unsubscribe-Post`, `Auto-Submitted`, `In-Reply-To`, `References` and
+    /// those that begin with `X-`.
+    #[serde(default)]
+    headers: Option<BTreeMap<String, String>>,
 }
 
 /// One address, or a list of them.
@@ -92,11 +109,24 @@ impl SendEmail {
     pub fn new(config: &Smtp) -> Result<Self, String> {
         let from = address::parse(&config.from).map_err(|e| format!("smtp.from {e}"))?;
         let mailer = match &config.url {
-            Some(url) => Some(Mailer::new(url.expose_secret(), config.pool).map_err(|e| e.to_string())?),
+            Some(url) => Some(Mailer::new(url.expose_secret(), config).map_err(|e| e.to_string())?),
             None => None,
         };
-        Ok(Self { from, mailer })
+        let signer = config.dkim.as_ref().map(signer).transpose().map_err(|e| format!("smtp.dkim: {e}"))?;
+        Ok(Self { from, mailer, signer })
     }
+}
+
+fn signer(dkim: &Dkim) -> Result<Signer, String> {
+    let key = dkim.key.expose_secret();
+    let read;
+    let pem = if key.contains("-----BEGIN") {
+        key
+    } else {
+        read = std::fs::read_to_string(key).map_err(|e| format!("the file of the key can't be read: {e}"))?;
+        &read
+    };
+    Signer::new(&dkim.domain, &dkim.selector, pem).map_err(|e| e.to_string())
 }
 
 impl Handler for SendEmail {
@@ -122,7 +152,7 @@ impl Handler for SendEmail {
                 return Err(Failure::permanent(format!("{pointer} {message}")));
             }
         };
-        let mail = message::compose(Draft {
+        let mut mail = message::compose(Draft {
             id: ctx.job_id,
             from: envelope.from.clone(),
             to: envelope.to,
@@ -131,8 +161,14 @@ impl Handler for SendEmail {
             subject: &payload.subject,
             text: &payload.body,
             html: payload.html.as_deref(),
+            attachments: envelope.attachments,
+            headers: extras::pairs(&payload.headers),
         })
         .map_err(Failure::permanent)?;
+        if let Some(signer) = &self.signer {
+            let signature = signer.sign(&mail.bytes).map_err(Failure::retry)?;
+            mail.bytes.splice(0..0, signature);
+        }
         let mut done: Checkpoint = ctx.last_checkpoint().unwrap_or_default();
         let total = envelope.recipients.len();
         let open: Vec<Address> =
@@ -144,12 +180,15 @@ impl Handler for SendEmail {
                 .send(&envelope.from.email, &open, &mail.bytes, answer_by(ctx, RESERVE))
                 .await
                 .map_err(|e| into_failure(&e))?;
-            if !delivery.refused.is_empty() {
+            if !delivery.refused.is_empty() || delivery.failed.is_some() {
                 done.accepted.extend(delivery.accepted.iter().map(ToString::to_string));
                 if !done.accepted.is_empty() {
                     ctx.checkpoint(&done);
                 }
-                return Err(refused(&delivery, done.accepted.len(), total));
+                return Err(match &delivery.failed {
+                    Some(e) => Failure::retry(format!("the mail has reached {} of {total}: {e}", done.accepted.len())),
+                    None => refused(&delivery, done.accepted.len(), total),
+                });
             }
             response = delivery.answer;
         }
@@ -163,6 +202,7 @@ fn into_failure(error: &mail::Error) -> Failure {
         mail::Error::Refused { .. }
         | mail::Error::Connect(_)
         | mail::Error::Broken { .. }
+        | mail::Error::Doubtful { .. }
         | mail::Error::Timeout { .. } => Failure::retry(error.to_string()),
     }
 }
@@ -189,18 +229,19 @@ fn refused(delivery: &Delivery, accepted: usize, total: usize) -> Failure {
 }
 
 /// The addresses of a payload, checked.
-struct Envelope {
+struct Envelope<'a> {
     from: Mailbox,
     to: Vec<Mailbox>,
     cc: Vec<Mailbox>,
     reply_to: Option<Mailbox>,
     /// All who get the mail, each once.
     recipients: Vec<Address>,
+    attachments: Vec<message::Attachment<'a>>,
 }
 
-impl Envelope {
+impl<'a> Envelope<'a> {
     /// `None` when there are faults.
-    fn read(payload: &Payload, default_from: &Mailbox, faults: &mut Faults) -> Option<Self> {
+    fn read(payload: &'a Payload, default_from: &Mailbox, faults: &mut Faults) -> Option<Self> {
         let to = list(Some(&payload.to), "/to", faults);
         let cc = list(payload.cc.as_ref(), "/cc", faults);
         let bcc = list(payload.bcc.as_ref(), "/bcc", faults);
@@ -209,9 +250,12 @@ impl Envelope {
         if payload.subject.chars().any(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}')) {
             faults.add("/subject", "must not hold line breaks or other control characters");
         }
-        if payload.subject.chars().count() > SUBJECT_MAX {
-            faults.add("/subject", format!("must have at most {SUBJECT_MAX} characters"));
+        // Longer ones are folded, which takes a blank.
+        if payload.subject.split([' ', '\t']).any(|word| word.len() > LINE_MAX) {
+            faults.add("/subject", format!("must have no word of more than {LINE_MAX} bytes"));
         }
+        let attachments = extras::attachments(payload.attachments.as_deref().unwrap_or_default(), faults);
+        extras::check_headers(&payload.headers, faults);
         let mut seen = BTreeSet::new();
         let all = to.iter().chain(&cc).chain(&bcc).map(|mailbox| mailbox.email.clone());
         let recipients: Vec<Address> = all.filter(|address| seen.insert(address.to_string())).collect();
@@ -225,7 +269,7 @@ impl Envelope {
             );
             faults.add("", message);
         }
-        faults.is_empty().then_some(Self { from, to, cc, reply_to, recipients })
+        faults.is_empty().then_some(Self { from, to, cc, reply_to, recipients, attachments })
     }
 }
 

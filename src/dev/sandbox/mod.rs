@@ -6,7 +6,7 @@
 mod ai;
 pub mod demo;
 mod mail;
-mod mime;
+pub(crate) mod mime;
 mod page;
 mod ring;
 mod site;

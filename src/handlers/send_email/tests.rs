@@ -1,5 +1,7 @@
 //! Against a mail server that can be told to misbehave.
 
+mod servers;
+
 use serde_json::{Value, json, value::RawValue};
 
 use super::*;
@@ -10,7 +12,11 @@ use crate::{
 };
 
 fn handler(url: Option<String>) -> AnyHandler {
-    let config = Smtp { url: url.map(Into::into), from: "Dienst <service@example.org>".into(), pool: 2 };
+    with(Smtp { url: url.map(Into::into), ..Smtp::default() })
+}
+
+fn with(config: Smtp) -> AnyHandler {
+    let config = Smtp { from: "Dienst <service@example.org>".into(), pool: 2, ..config };
     AnyHandler::new(SendEmail::new(&config).unwrap()).unwrap()
 }
 
@@ -106,8 +112,8 @@ async fn a_refusal_is_permanent_for_5xx_and_passing_for_4xx() {
         (Rules { refuse_mail: Some("452 disk full".into()), ..Rules::default() }, FailureKind::Error, "disk full"),
         (Rules { greeting: Some("421 too busy".into()), ..Rules::default() }, FailureKind::Error, "421"),
         (Rules { greeting: Some("554 no service".into()), ..Rules::default() }, FailureKind::Error, "554"),
-        (Rules { drop_in_data: true, ..Rules::default() }, FailureKind::Error, "broke"),
-        (Rules { drop_after_data: true, ..Rules::default() }, FailureKind::Error, "broke"),
+        (Rules { drop_in_data: true, ..Rules::default() }, FailureKind::Error, "may have taken"),
+        (Rules { drop_after_data: true, ..Rules::default() }, FailureKind::Error, "may have taken"),
     ] {
         // A handler of its own each time, so that every case meets a fresh connection.
         let fresh = super::tests::handler(Some(sink.url()));
@@ -188,7 +194,26 @@ fn every_fault_has_its_pointer() {
     assert_eq!(with("replyTo", json!("a@example.org,b@example.org")), ["/replyTo"]);
     assert_eq!(with("subject", json!("a\r\nBcc: x@example.org")), ["/subject"]);
     assert_eq!(with("subject", json!("a".repeat(999))), ["/subject"]);
-    assert_eq!(with("attachments", json!([])), [""]);
+    assert_eq!(with("subject", json!(format!("Re: {}", "a".repeat(999)))), ["/subject"]);
+    assert!(with("subject", json!("word ".repeat(1000))).is_empty());
+    let file = |filename: &str, kind: &str, content: &str| {
+        with("attachments", json!([{"filename": filename, "contentType": kind, "content": content}]))
+    };
+    assert!(file("a.pdf", "application/pdf", "aGk=").is_empty() && with("attachments", json!([])).is_empty());
+    assert_eq!(file("../a.pdf", "application/pdf", "aGk="), ["/attachments/0/filename"]);
+    assert_eq!(file("a\r\n.pdf", "application/pdf", "aGk="), ["/attachments/0/filename"]);
+    assert_eq!(file("a.pdf", "pdf", "aGk="), ["/attachments/0/contentType"]);
+    assert_eq!(file("a.pdf", "text/plain\r\nBcc: x@example.org", "aGk="), ["/attachments/0/contentType"]);
+    assert_eq!(file("a.eml", "message/rfc822", "aGk="), ["/attachments/0/contentType"]);
+    assert_eq!(file("a.pdf", "application/pdf", "aG\nk="), ["/attachments/0/content"]);
+    let header = |name: &str, value: &str| with("headers", json!({name: value}));
+    assert!(header("X-Campaign", "spring").is_empty() && header("list-unsubscribe", "<https://x.example>").is_empty());
+    assert_eq!(header("Bcc", "x@example.org"), ["/headers/Bcc"]);
+    assert_eq!(header("X-A: b\r\nBcc", "x@example.org"), ["/headers/X-A: b\r\nBcc"]);
+    assert_eq!(header("X-A", "b\r\nBcc: x@example.org"), ["/headers/X-A"]);
+    assert_eq!(header("X-A", ""), ["/headers/X-A"]);
+    assert_eq!(header("References", &"a".repeat(999)), ["/headers/References"]);
+    assert_eq!(with("headers", json!({"X-A": "1", "x-a": "2"})).len(), 1);
     assert_eq!(with("to", json!(5)), ["/to"]);
     let many = |c: char| json!((0..50).map(|i| format!("{c}{i}@example.org")).collect::<Vec<_>>());
     let crowd = json!({"to": many('a'), "cc": many('b'), "bcc": "x@example.org", "subject": "x", "body": "y"});
@@ -201,4 +226,33 @@ fn a_bad_setting_is_refused_at_the_start() {
     assert!(url("imap://x").contains("smtp.url"));
     let from = SendEmail::new(&Smtp { from: "nobody".into(), ..Smtp::default() }).err().unwrap();
     assert!(from.contains("smtp.from"));
+}
+
+#[tokio::test]
+async fn files_and_further_headers_reach_the_server_signed() {
+    let sink = sink().await;
+    let head = [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
+    let der = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, [head.as_slice(), &[7; 32]].concat());
+    let key = format!("-----BEGIN {0}-----\n{der}\n-----END {0}-----\n", "PRIVATE KEY");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &key).unwrap();
+    for key in [key, file.path().display().to_string()] {
+        let dkim = Dkim { domain: "example.org".into(), selector: "mail".into(), key: key.into() };
+        let handler = with(Smtp { url: Some(sink.url().into()), dkim: Some(dkim), ..Smtp::default() });
+        let payload = json!({
+            "to": "ann@example.org", "subject": "x", "body": "y",
+            "attachments": [{"filename": "a.pdf", "contentType": "application/pdf", "content": "aGVsbG8="}],
+            "headers": {"List-Unsubscribe-Post": "List-Unsubscribe=One-Click", "X-Order": "7"},
+        });
+        run(&handler, &payload).await.unwrap();
+        let mail = sink.mails().pop().unwrap().text;
+        assert!(mail.starts_with("DKIM-Signature: v=1; a=ed25519-sha256;"), "{mail}");
+        assert!(
+            mail.contains("X-Order: 7\r\n") && mail.contains("List-Unsubscribe-Post: List-Unsubscribe=One-Click\r\n")
+        );
+        assert!(mail.contains("application/pdf") && mail.contains("\r\naGVsbG8=\r\n"), "{mail}");
+    }
+    let dkim = Dkim { domain: "example.org".into(), selector: "mail".into(), key: "/nowhere".into() };
+    let refused = SendEmail::new(&Smtp { dkim: Some(dkim), ..Smtp::default() }).err().unwrap();
+    assert!(refused.contains("smtp.dkim") && refused.contains("can't be read"), "{refused}");
 }

@@ -1,24 +1,31 @@
 //! Composing a mail. Pure but for the date.
 //!
-//! Invariant: the text that is sent is ASCII, its lines end in CRLF and nothing else, and none is longer than 998 bytes.
-//! lettre 0.11.23 marks a lone dot only after CRLF, so a bare CR or LF could end a mail early and let the rest be read
-//! as commands (RUSTSEC-2026-0561). Line ends are made uniform, bodies are always encoded, and [`compose`] looks at the
-//! finished text once more.
+//! Invariant: lines end in CRLF and nothing else, none is longer than 998 bytes, and only addresses outside ASCII bring
+//! bytes outside ASCII. [`compose`] looks at the finished text once more: a bare CR or LF could end a mail early and let
+//! the rest be read as commands.
 
-use lettre::{
-    Message,
-    message::{
-        Body, Mailbox, MultiPart, SinglePart,
-        header::{ContentTransferEncoding, ContentType},
-    },
+use std::borrow::Cow;
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use mail_builder::{
+    MessageBuilder,
+    headers::{HeaderType, content_type::ContentType, raw::Raw, text::Text},
+    mime::MimePart,
 };
 
+use super::address::Mailbox;
 use crate::job::model::JobId;
 
 /// Longest line of a mail without its end. Source: RFC 5322, 2.1.1.
-const LINE_MAX: usize = 998;
+pub const LINE_MAX: usize = 998;
+/// Longest line of base64. Source: RFC 2045, 6.8.
+const BASE64_LINE: usize = 76;
+/// Longest word that is not encoded, so that it fits into a line with the header's name.
+const WORD_MAX: usize = 900;
+/// Bytes of text in one encoded word, which has at most 75 characters. Source: RFC 2047, 2.
+const WORD_BYTES: usize = 45;
 
-/// What a mail is made of; all addresses are checked.
+/// What a mail is made of; everything is checked.
 pub struct Draft<'a> {
     pub id: JobId,
     pub from: Mailbox,
@@ -28,6 +35,16 @@ pub struct Draft<'a> {
     pub subject: &'a str,
     pub text: &'a str,
     pub html: Option<&'a str>,
+    pub attachments: Vec<Attachment<'a>>,
+    /// Further headers: names and values.
+    pub headers: Vec<(&'a str, &'a str)>,
+}
+
+/// A file that goes along.
+pub struct Attachment<'a> {
+    pub filename: &'a str,
+    pub content_type: &'a str,
+    pub content: Vec<u8>,
 }
 
 /// A finished mail. Blind copies are in nobody's header, only in the envelope.
@@ -41,48 +58,100 @@ pub struct Composed {
 /// The mail can't be written as it should be: a mistake here or in the library, not to be cured by another attempt.
 pub fn compose(draft: Draft<'_>) -> Result<Composed, String> {
     // The same for every attempt, so that receivers and people recognise a mail that was sent twice.
-    let message_id = format!("<{}@{}>", draft.id, draft.from.email.domain());
-    let mut builder =
-        Message::builder().from(draft.from).subject(draft.subject).message_id(Some(message_id.clone())).date_now();
-    for to in draft.to {
-        builder = builder.to(to);
-    }
-    for cc in draft.cc {
-        builder = builder.cc(cc);
+    let message_id = format!("{}@{}", draft.id, draft.from.email.domain());
+    let mut mail = MessageBuilder::new()
+        .header("From", mailboxes(&[draft.from]))
+        .header("To", mailboxes(&draft.to))
+        .header("Subject", unstructured(draft.subject))
+        .message_id(message_id.as_str());
+    if !draft.cc.is_empty() {
+        mail = mail.header("Cc", mailboxes(&draft.cc));
     }
     if let Some(reply_to) = draft.reply_to {
-        builder = builder.reply_to(reply_to);
+        mail = mail.header("Reply-To", mailboxes(&[reply_to]));
     }
-    let text = part(ContentType::TEXT_PLAIN, draft.text)?;
-    let message = match draft.html {
-        None => builder.singlepart(text),
-        Some(html) => {
-            builder.multipart(MultiPart::alternative().singlepart(text).singlepart(part(ContentType::TEXT_HTML, html)?))
-        }
-    };
-    let bytes = message.map_err(|e| format!("the mail can't be composed: {e}"))?.formatted();
+    for (name, value) in draft.headers {
+        mail = mail.header(name, further(value));
+    }
+    mail = mail.text_body(uniform_line_ends(draft.text));
+    if let Some(html) = draft.html {
+        mail = mail.html_body(uniform_line_ends(html));
+    }
+    let attachments: Vec<_> = draft.attachments.iter().map(attached).collect();
+    if !attachments.is_empty() {
+        mail.attachments = Some(attachments);
+    }
+    let mut bytes = Vec::new();
+    mail.serialize(&mut bytes);
     if is_clean(&bytes) {
-        Ok(Composed { message_id, bytes })
+        Ok(Composed { message_id: format!("<{message_id}>"), bytes })
     } else {
-        Err("the mail can't be composed: a line of it is too long or not ASCII".into())
+        Err("the mail can't be composed: a line of it is too long".into())
     }
 }
 
-fn part(content_type: ContentType, text: &str) -> Result<SinglePart, String> {
-    let text = uniform_line_ends(text);
-    // Quoted-printable stays readable, but takes three bytes for one that is not ASCII.
-    let foreign = text.bytes().filter(|b| !b.is_ascii()).count();
-    let encoding = if foreign > text.len() / 6 {
-        ContentTransferEncoding::Base64
+/// In base64, whatever is in it: a text file keeps its line ends.
+fn attached<'a>(file: &Attachment<'a>) -> MimePart<'a> {
+    let encoded = BASE64.encode(&file.content);
+    let lines: Vec<&str> =
+        encoded.as_bytes().chunks(BASE64_LINE).map(|line| std::str::from_utf8(line).unwrap_or_default()).collect();
+    MimePart::new(ContentType::new(file.content_type), lines.join("\r\n") + "\r\n")
+        .attachment(file.filename)
+        .transfer_encoding("base64")
+}
+
+/// Plain text is folded at its blanks; what that would change, and what looks like an encoded word, is encoded.
+fn unstructured(text: &str) -> HeaderType<'_> {
+    let is_foldable = |word: &str| !word.is_empty() && word.len() <= WORD_MAX;
+    if text.contains("=?") || text.starts_with([' ', '\t']) {
+        Raw::new(encoded_words(text)).into()
+    } else if text.is_ascii() && text.split(' ').all(is_foldable) {
+        Raw::new(text).into()
     } else {
-        ContentTransferEncoding::QuotedPrintable
+        Text::new(text).into()
+    }
+}
+
+/// Further headers have a grammar of their own as long as they are ASCII.
+fn further(value: &str) -> HeaderType<'_> {
+    if value.is_ascii() { Raw::new(value).into() } else { Text::new(value).into() }
+}
+
+fn mailboxes(all: &[Mailbox]) -> HeaderType<'static> {
+    let one = |mailbox: &Mailbox| match &mailbox.name {
+        Some(name) => format!("{} <{}>", phrase(name), mailbox.email),
+        None => mailbox.email.to_string(),
     };
-    let body = Body::new_with_encoding(text, encoding).map_err(|_| "the body can't be encoded".to_owned())?;
-    Ok(SinglePart::builder().header(content_type).body(body))
+    Raw::new(all.iter().map(one).collect::<Vec<_>>().join(", ")).into()
+}
+
+/// A name as it may stand before an address: as it is, in quotes, or encoded. Source: RFC 5322, 3.2.5.
+fn phrase(name: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-/=?^_`{|}~ ".contains(c);
+    if !name.is_ascii() || name.contains("=?") {
+        encoded_words(name)
+    } else if name.chars().all(is_plain) && !name.contains("  ") {
+        name.to_owned()
+    } else {
+        format!("\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\""))
+    }
+}
+
+/// The text in encoded words (RFC 2047). What stands between two of them is not shown, so blanks are in the words.
+fn encoded_words(text: &str) -> String {
+    let mut words = Vec::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let end = rest.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= WORD_BYTES).last();
+        let (word, left) = rest.split_at(end.unwrap_or(rest.len()));
+        words.push(format!("=?utf-8?B?{}?=", BASE64.encode(word)));
+        rest = left;
+    }
+    words.join(" ")
 }
 
 /// CRLF, CR and LF all become CRLF.
-fn uniform_line_ends(text: &str) -> String {
+fn uniform_line_ends(text: &str) -> Cow<'static, str> {
     let mut out = String::with_capacity(text.len() + text.len() / 32);
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
@@ -95,7 +164,7 @@ fn uniform_line_ends(text: &str) -> String {
             c => out.push(c),
         }
     }
-    out
+    Cow::Owned(out)
 }
 
 fn is_clean(bytes: &[u8]) -> bool {
@@ -106,7 +175,7 @@ fn is_clean(bytes: &[u8]) -> bool {
         }
         rest = &rest[at + 2..];
     }
-    rest.len() <= LINE_MAX && bytes.iter().all(|b| b.is_ascii() && *b != 0)
+    rest.len() <= LINE_MAX && !bytes.contains(&0)
 }
 
 #[cfg(test)]
@@ -114,7 +183,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::handlers::clients::mail::address;
+    use crate::{dev::sandbox::mime, handlers::clients::mail::address};
 
     fn draft<'a>(subject: &'a str, text: &'a str, html: Option<&'a str>) -> Draft<'a> {
         let one = |text| address::parse(text).unwrap();
@@ -127,6 +196,8 @@ mod tests {
             subject,
             text,
             html,
+            attachments: Vec::new(),
+            headers: Vec::new(),
         }
     }
 
@@ -134,14 +205,21 @@ mod tests {
         String::from_utf8(compose(draft).unwrap().bytes).unwrap()
     }
 
+    /// As a mail program reads it.
+    fn read(draft: Draft<'_>) -> (Option<String>, Option<String>) {
+        let mail = mime::Mail::read(&compose(draft).unwrap().bytes);
+        (mail.header("subject").map(str::to_owned), mail.text)
+    }
+
     #[test]
     fn a_mail_has_its_headers_and_a_message_id_from_the_job() {
         let mail = written(draft("Grüße", "Hello,\nworld", None));
         assert!(mail.contains("Message-ID: <00000000-0000-0000-0000-000000000000@example.org>\r\n"), "{mail}");
         assert!(mail.contains("Reply-To: desk@example.org\r\n") && mail.contains("Cc: carl@example.org\r\n"), "{mail}");
-        assert!(mail.contains("Subject: =?utf-8?b?R3LDvMOfZQ==?=\r\n"), "{mail}");
-        assert!(mail.contains("Content-Transfer-Encoding: quoted-printable\r\n"), "{mail}");
-        assert!(mail.ends_with("\r\n\r\nHello,\r\nworld\r\n"), "{mail}");
+        assert!(mail.contains("Subject: =?utf-8?B?R3LDvMOfZQ==?=\r\n"), "{mail}");
+        assert!(mail.contains("From: Dienst <service@example.org>\r\n"), "{mail}");
+        assert!(mail.contains("To: ann@example.org, =?utf-8?B?xYF1Y2ph?= <l@example.org>\r\n"), "{mail}");
+        assert!(mail.ends_with("\r\n\r\nHello,\r\nworld"), "{mail}");
     }
 
     #[test]
@@ -157,12 +235,71 @@ mod tests {
     }
 
     #[test]
-    fn a_very_long_subject_is_folded() {
-        assert!(written(draft(&"word ".repeat(200), "x", None)).contains("Subject: word word"));
-        assert!(written(draft(&"é".repeat(900), "x", None)).contains("Subject: =?utf-8?b?"));
+    fn a_long_subject_is_folded_and_one_without_blanks_encoded() {
+        let folded = written(draft(&("word ".repeat(200) + "end"), "x", None));
+        assert!(folded.contains("\r\nSubject: word word") && folded.contains(" word end\r\n"), "{folded}");
+        assert!(written(draft(&"é".repeat(900), "x", None)).contains("Subject: =?utf-8?"));
+        for subject in ["a".repeat(998), "word ".repeat(2000) + "end", "x".repeat(901) + " y"] {
+            assert_eq!(read(draft(&subject, "x", None)).0, Some(subject));
+        }
+    }
+
+    #[test]
+    fn a_subject_arrives_as_it_was_asked_for() {
+        for subject in [
+            "two  blanks",
+            "é  é",
+            "é é é",
+            " blank before",
+            "=?utf-8?q?=0d=0aBcc:_eve@example.org?=",
+            "=?",
+            "tab\tin it",
+            "\u{1F600} smile",
+        ] {
+            assert_eq!(read(draft(subject, "x", None)).0.as_deref(), Some(subject));
+        }
+    }
+
+    #[test]
+    fn names_are_quoted_or_encoded_as_they_need() {
+        for (name, expected) in [
+            ("Ann Example", "Ann Example"),
+            ("Acme Inc.", "\"Acme Inc.\""),
+            ("Doe, Ann", "\"Doe, Ann\""),
+            ("Ann \"Al\" Doe", "\"Ann \\\"Al\\\" Doe\""),
+            ("back\\slash", "\"back\\\\slash\""),
+            ("Jörg", "=?utf-8?B?SsO2cmc=?="),
+            ("=?utf-8?q?x?=", "=?utf-8?B?PT91dGYtOD9xP3g/PQ==?="),
+        ] {
+            assert_eq!(phrase(name), expected);
+        }
+    }
+
+    #[test]
+    fn files_go_along_unchanged() {
+        let content = b"a\nb\r\nc\0\xff".to_vec();
+        let file = Attachment { filename: "Müller's \"x\".pdf", content_type: "text/plain", content };
+        let mail = written(Draft { attachments: vec![file], ..draft("Hi", "see", None) });
+        assert!(mail.contains("multipart/mixed") && mail.contains("Content-Transfer-Encoding: base64"), "{mail}");
+        assert!(mail.contains("YQpiDQpjAP8="), "{mail}");
+        assert!(mail.contains("Content-Disposition: attachment;") && mail.contains("filename*"), "{mail}");
+    }
+
+    #[test]
+    fn further_headers_are_folded_and_never_encoded() {
+        let link = format!("<https://example.org/{}>, <mailto:leave@example.org>", "x".repeat(200));
+        let headers = vec![("List-Unsubscribe", link.as_str()), ("X-Campaign", "Frühling")];
+        let mail = written(Draft { headers, ..draft("Hi", "x", None) });
+        assert!(mail.contains(&format!("List-Unsubscribe: {}", link.replace(", ", ",\r\n "))), "{mail}");
+        assert!(mail.contains("X-Campaign: =?utf-8?"), "{mail}");
     }
 
     proptest! {
+        #[test]
+        fn any_subject_arrives(subject in "([a-z=?_ é世\t]|=\\?utf-8\\?q\\?){0,120}[a-z]") {
+            prop_assert_eq!(read(draft(&subject, "x", None)).0, Some(subject));
+        }
+
         #[test]
         fn no_body_can_make_a_line_end_that_is_not_crlf(
             text in "([a-zé世\\. \t=]|\r|\n|\r\n|\r\\.\r|\n\\.\n){0,80}",

@@ -1,40 +1,36 @@
 //! Sending mail over SMTP: a small pool of connections, and an answer per recipient.
 //!
-//! lettre's own transport gives a mail up as a whole at the first refused recipient and does not say which. So the
-//! conversation is led here, on lettre's connection, and a connection goes back to the pool only after a conversation
-//! that ended well.
+//! Our own client: it reads bytes, acts on codes, drops what came before TLS, and tells who got the mail. See
+//! docs/adr/0034. A connection goes back to the pool only after a conversation that ended well.
 
 pub mod address;
+mod connection;
+mod dkim;
 pub mod message;
+mod reply;
 mod settings;
+mod talk;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use lettre::{
-    Address,
-    transport::smtp::{
-        authentication::Mechanism,
-        client::AsyncSmtpConnection,
-        commands::{Data, Mail, Rcpt, Rset},
-        extension::ClientId,
-    },
-};
 use tokio::{
     sync::Semaphore,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout_at},
 };
 
-pub use settings::BadUrl;
-use settings::{Security, Settings};
+use crate::config::Smtp;
+use address::Address;
+use connection::Connection;
+pub use dkim::{BadKey, Signer};
+pub use settings::BadSettings;
+use settings::Settings;
+use talk::Mail;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection that was idle for longer is not used again: servers close theirs after a few minutes.
 const IDLE_MAX: Duration = Duration::from_secs(60);
-/// How long an idle connection may take to show that it still lives.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest part of a server's answer that is told, in characters.
 const ANSWER_MAX: usize = 300;
 
@@ -45,9 +41,13 @@ pub enum Error {
     Connect(String),
     #[error("the SMTP server refused the mail ({step}): {}", .refusal.answer)]
     Refused { step: &'static str, refusal: Refusal },
-    /// After the mail's end was sent this can also mean that it was taken; the next attempt carries the same Message-ID.
-    #[error("the connection to the SMTP server broke ({step}): {message}")]
+    #[error("the connection to the SMTP server broke ({step}): {message}; nothing was sent")]
     Broken { step: &'static str, message: String },
+    #[error(
+        "the SMTP server did not answer after the text was sent ({message}): it may have taken the mail, which the \
+         next attempt sends again with the same Message-ID"
+    )]
+    Doubtful { message: String },
     #[error("the SMTP server did not answer in time ({step})")]
     Timeout { step: &'static str },
 }
@@ -55,7 +55,7 @@ pub enum Error {
 /// A server's no.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// 5xx; 4xx may be otherwise next time.
+    /// 5xx as a rule; 4xx may be otherwise next time.
     pub permanent: bool,
     pub answer: String,
 }
@@ -67,33 +67,30 @@ pub struct Delivery {
     pub refused: Vec<(Address, Refusal)>,
     /// What the server said in the end, with its queue's id for instance.
     pub answer: String,
+    /// Why the rest of the recipients have no answer.
+    pub failed: Option<Error>,
 }
 
 /// Sends mail through one server.
 pub struct Mailer {
     settings: Settings,
     slots: Semaphore,
-    idle: Mutex<Vec<Idle>>,
-}
-
-struct Idle {
-    connection: AsyncSmtpConnection,
-    since: Instant,
+    idle: Mutex<Vec<Connection>>,
 }
 
 impl Mailer {
-    /// `url` as described at `smtp.url`; `pool`: most connections at the same time.
+    /// `url`: `smtp.url`; the rest of the section is taken from `config`.
     ///
     /// # Errors
-    /// The URL can't be used; the text does not repeat it.
-    pub fn new(url: &str, pool: u32) -> Result<Arc<Self>, BadUrl> {
+    /// The settings can't be used; the text repeats no secret.
+    pub fn new(url: &str, config: &Smtp) -> Result<Arc<Self>, BadSettings> {
         super::install_crypto();
-        let settings = Settings::parse(url)?;
-        let slots = Semaphore::new(pool.clamp(1, 1000) as usize);
+        let settings = Settings::read(url, config)?;
+        let slots = Semaphore::new(config.pool.clamp(1, 1000) as usize);
         Ok(Arc::new(Self { settings, slots, idle: Mutex::default() }))
     }
 
-    /// Offers one mail to all `recipients` in one conversation, until `deadline`.
+    /// Offers one mail to all `recipients`, until `deadline`.
     ///
     /// # Errors
     /// None of the recipients will get it, or that is unknown.
@@ -105,108 +102,67 @@ impl Mailer {
         deadline: Instant,
     ) -> Result<Delivery, Error> {
         let mut step = "waiting for a free connection";
+        let (mut delivery, mut open) = (Delivery::default(), recipients.to_vec());
         let conversation = async {
             let _slot = self.slots.acquire().await;
-            step = "connecting";
-            let mut connection = self.connection().await?;
-            let delivery = talk(&mut connection, sender, recipients, mail, &mut step).await?;
-            self.keep(connection);
-            Ok(delivery)
+            self.converse(&Mail { sender, text: mail }, &mut open, &mut delivery, &mut step).await
         };
-        match timeout_at(deadline, conversation).await {
-            Ok(result) => result,
-            Err(_) => Err(Error::Timeout { step }),
+        let ended = timeout_at(deadline, conversation).await;
+        let error = match ended {
+            Ok(Ok(())) => return Ok(delivery),
+            Ok(Err(e)) => e,
+            Err(_) if step == talk::AFTER => Error::Doubtful { message: "no answer in time".into() },
+            Err(_) => Error::Timeout { step },
+        };
+        // Everybody has an answer when only the goodbye failed.
+        match () {
+            () if open.is_empty() => Ok(delivery),
+            () if delivery.accepted.is_empty() => Err(error),
+            () => Ok(Delivery { failed: Some(error), ..delivery }),
         }
     }
 
-    async fn connection(&self) -> Result<AsyncSmtpConnection, Error> {
+    async fn converse(
+        &self,
+        mail: &Mail<'_>,
+        open: &mut Vec<Address>,
+        delivery: &mut Delivery,
+        step: &mut &'static str,
+    ) -> Result<(), Error> {
+        // A server may be tired of a connection, by its count of mails or of minutes: a new one costs no attempt.
+        let mut may_replace = true;
         loop {
-            let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let Some(mut idle) = idle else { break };
-            let fresh = idle.since.elapsed() < IDLE_MAX;
-            if fresh && timeout(PROBE_TIMEOUT, idle.connection.test_connected()).await == Ok(true) {
-                return Ok(idle.connection);
+            *step = "connecting";
+            let connection = match self.idle_connection().filter(|_| may_replace) {
+                Some(idle) => Ok(idle),
+                None => Connection::open(&self.settings).await,
+            };
+            let replace = std::mem::take(&mut may_replace);
+            let mut connection = match connection {
+                Ok(connection) => connection,
+                Err(e) if replace && e.is_about_this_connection() => continue,
+                Err(e) => return Err(Error::Connect(shorten(e.to_string()))),
+            };
+            match talk::hand_over(&mut connection, mail, open, delivery, step).await {
+                Ok(()) => {
+                    self.idle().push(connection);
+                    return Ok(());
+                }
+                Err(cut) if replace && cut.may_go_on => {}
+                Err(cut) => return Err(cut.error),
             }
         }
-        self.connect().await.map_err(|e| Error::Connect(told(&e)))
     }
 
-    /// A refusal while connecting says nothing about the mail: wrong credentials and busy servers are cured elsewhere.
-    async fn connect(&self) -> Result<AsyncSmtpConnection, lettre::transport::smtp::Error> {
-        let Settings { host, port, security, credentials } = &self.settings;
-        let me = ClientId::default();
-        let wrapped = match security {
-            Security::Tls(parameters) => Some(parameters.clone()),
-            Security::None | Security::StartTls(_) => None,
-        };
-        let server = (host.as_str(), *port);
-        let mut connection =
-            AsyncSmtpConnection::connect_tokio1(server, Some(CONNECT_TIMEOUT), &me, wrapped, None).await?;
-        if let Security::StartTls(parameters) = security {
-            connection.starttls(parameters.clone(), &me).await?;
-        }
-        if let Some(credentials) = credentials {
-            connection.auth(&[Mechanism::Plain, Mechanism::Login], credentials).await?;
-        }
-        Ok(connection)
+    fn idle_connection(&self) -> Option<Connection> {
+        let mut idle = self.idle();
+        idle.retain(|connection| connection.idle_since.elapsed() < IDLE_MAX);
+        idle.pop()
     }
 
-    fn keep(&self, connection: AsyncSmtpConnection) {
-        let idle = Idle { connection, since: Instant::now() };
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(idle);
+    fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-async fn talk(
-    connection: &mut AsyncSmtpConnection,
-    sender: &Address,
-    recipients: &[Address],
-    mail: &[u8],
-    step: &mut &'static str,
-) -> Result<Delivery, Error> {
-    *step = "MAIL FROM";
-    connection.command(Mail::new(Some(sender.clone()), Vec::new())).await.map_err(|e| failed(&e, step))?;
-    *step = "RCPT TO";
-    let mut delivery = Delivery::default();
-    for recipient in recipients {
-        match connection.command(Rcpt::new(recipient.clone(), Vec::new())).await {
-            Ok(_) => delivery.accepted.push(recipient.clone()),
-            Err(e) => match refusal(&e) {
-                Some(refusal) => delivery.refused.push((recipient.clone(), refusal)),
-                None => return Err(failed(&e, step)),
-            },
-        }
-    }
-    if delivery.accepted.is_empty() {
-        *step = "RSET";
-        connection.command(Rset).await.map_err(|e| failed(&e, step))?;
-        return Ok(delivery);
-    }
-    *step = "DATA";
-    connection.command(Data).await.map_err(|e| failed(&e, step))?;
-    *step = "sending the text";
-    let answer = connection.message(mail).await.map_err(|e| failed(&e, step))?;
-    delivery.answer = shorten(answer.message().collect::<Vec<_>>().join(" "));
-    Ok(delivery)
-}
-
-fn failed(error: &lettre::transport::smtp::Error, step: &'static str) -> Error {
-    match refusal(error) {
-        Some(refusal) => Error::Refused { step, refusal },
-        None => Error::Broken { step, message: told(error) },
-    }
-}
-
-fn refusal(error: &lettre::transport::smtp::Error) -> Option<Refusal> {
-    let code = u16::from(error.status()?);
-    // 530, 535 and 538 ask for other credentials or for TLS: the operator's to cure, not the sender's.
-    let permanent = error.is_permanent() && !matches!(code, 530 | 535 | 538);
-    let text = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
-    Some(Refusal { permanent, answer: shorten(format!("{code} {text}")) })
-}
-
-fn told(error: &lettre::transport::smtp::Error) -> String {
-    shorten(error.to_string())
 }
 
 /// A server's answer as it may be shown: one line, bounded.
