@@ -14,6 +14,7 @@ mod sweep;
 mod topology;
 pub(crate) mod types;
 mod vacuum;
+mod wake_ups;
 
 use std::time::Duration;
 

@@ -18,7 +18,7 @@ use crate::{
 const ROWS: i64 = 16;
 /// How long a taken row is hidden from other relays, in graces: longer than publishing [`ROWS`] full ones can take. A
 /// minute by default.
-const HOLD: u32 = 12;
+pub(super) const HOLD: u32 = 12;
 /// When a row is tried again that the broker has not acknowledged in full.
 const TRY_AGAIN: Duration = Duration::from_secs(2);
 

@@ -10,8 +10,7 @@ use std::{
 use futures_util::{StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 
-use super::{AT_ONCE, Deps, Error, repeat};
-use crate::job::Lane;
+use super::{AT_ONCE, Deps, Error, repeat, wake_ups};
 
 /// How often it is asked whether there is a reason to look.
 const TICK: Duration = Duration::from_millis(500);
@@ -51,7 +50,7 @@ impl Topology {
         Self { deps, seen: Mutex::default() }
     }
 
-    /// Makes and mends everything. After the work stream was lost, all that is due is put back into the outbox.
+    /// Makes and mends everything. After the work stream was lost, all that is due and was in it is put back into the outbox.
     ///
     /// # Errors
     /// The broker or the database is away; the next call goes on.
@@ -61,7 +60,7 @@ impl Topology {
         let work = broker.ensure_streams().await?;
         let is_new = self.lock().created.as_ref().is_some_and(|created| *created != work.created);
         if is_new {
-            tracing::warn!("the stream of wake-ups was made anew: publishing again what is due");
+            tracing::warn!("the stream of wake-ups was made anew: publishing again what is due and lost with it");
             broker.note_new_incarnation();
         }
         broker.look_for_lanes().await?;
@@ -70,24 +69,12 @@ impl Topology {
         let made: Vec<_> = types.iter().map(|known| broker.ensure_consumers(known.name())).collect();
         let made: Vec<Result<(), _>> = stream::iter(made).buffer_unordered(AT_ONCE).collect().await;
         if is_new {
-            self.rearm_all().await?;
+            wake_ups::rearm_lost(&self.deps, Duration::ZERO).await?;
         }
         self.lock().created = Some(work.created);
         made.into_iter().collect::<Result<(), _>>()?;
         let mut seen = self.lock();
         (seen.connects, seen.looked) = (connects, Some(Instant::now()));
-        Ok(())
-    }
-
-    async fn rearm_all(&self) -> Result<(), Error> {
-        let store = &self.deps.store;
-        let now = store.now().await?;
-        for job_type in store.live_types().await? {
-            for lane in Lane::ALL {
-                store.rearm_forgotten(&job_type, lane, now).await?;
-            }
-        }
-        self.deps.relay.notify_one();
         Ok(())
     }
 

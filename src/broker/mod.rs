@@ -10,6 +10,7 @@ mod link;
 pub mod login;
 pub mod publish;
 pub mod pull;
+pub mod stored;
 pub mod subjects;
 mod tls;
 pub mod topology;

@@ -257,15 +257,10 @@ impl LanePull {
     }
 
     fn parse(&self, message: &Message) -> Option<WakeUp> {
-        #[derive(Deserialize)]
-        struct Body {
-            #[serde(rename = "jobId")]
-            job_id: Uuid,
-        }
-        let body: Body = serde_json::from_slice(&message.payload).ok()?;
+        let id = job_id_of(&message.payload)?;
         let mut tokens = message.subject.as_str().rsplit('.');
         let (_lane, job_type) = (tokens.next()?, tokens.next()?);
-        Some(WakeUp { id: body.job_id, job_type: job_type.to_owned(), lane: self.lane })
+        Some(WakeUp { id, job_type: job_type.to_owned(), lane: self.lane })
     }
 }
 
@@ -279,6 +274,16 @@ impl Delivery {
 pub fn wake_up_body(id: Uuid, target: &str) -> Bytes {
     let (job_type, lane) = target.rsplit_once('.').unwrap_or((target, "normal"));
     Bytes::from(format!(r#"{{"jobId":"{id}","type":"{job_type}","lane":"{lane}"}}"#))
+}
+
+/// The job that a wake-up names; `None` where somebody wrote it by hand.
+pub(super) fn job_id_of(body: &[u8]) -> Option<Uuid> {
+    #[derive(Deserialize)]
+    struct Body {
+        #[serde(rename = "jobId")]
+        job_id: Uuid,
+    }
+    serde_json::from_slice::<Body>(body).ok().map(|body| body.job_id)
 }
 
 impl AckHandle {

@@ -20,8 +20,8 @@ const INTAKE: &str = "intake";
 const CONSUMER: &str = include_str!("../../nats/consumer.json");
 
 /// JetStream's codes. Source: nats-server `server/errors.json`.
-const STREAM_NOT_FOUND: u64 = 10059;
-const CONSUMER_NOT_FOUND: u64 = 10014;
+pub(super) const STREAM_NOT_FOUND: u64 = 10059;
+pub(super) const CONSUMER_NOT_FOUND: u64 = 10014;
 
 /// Never edited on a live consumer: the broker keeps delayed naks as times shifted by it, so it would move them all.
 const CONSUMER_FIXED: [&str; 4] = ["ack_wait", "ack_policy", "deliver_policy", "replay_policy"];
@@ -41,17 +41,28 @@ struct StreamInfo {
 struct StreamState {
     #[serde(default)]
     messages: u64,
+    #[serde(default)]
+    last_seq: u64,
     /// Told only when it is asked for; source: NATS ADR-31 and `subjects_filter` of `STREAM.INFO`.
     subjects: Option<HashMap<String, u64>>,
 }
 
 #[derive(Deserialize)]
-struct ConsumerInfo {
+pub(super) struct ConsumerInfo {
     config: Value,
     #[serde(default)]
-    num_pending: u64,
+    pub num_pending: u64,
     #[serde(default)]
-    num_ack_pending: u64,
+    pub num_ack_pending: u64,
+    #[serde(default)]
+    pub delivered: Place,
+    #[serde(default)]
+    pub ack_floor: Place,
+}
+
+#[derive(Default, Deserialize)]
+pub(super) struct Place {
+    pub stream_seq: u64,
 }
 
 /// What a look at the work stream found.
@@ -61,10 +72,18 @@ pub struct WorkStream {
     pub created: String,
     /// Wake-ups in it, running and waiting ones together.
     pub messages: u64,
+    /// The place of the newest wake-up, whether it is still there or not.
+    pub last_seq: u64,
+}
+
+impl WorkStream {
+    fn of(info: StreamInfo) -> Self {
+        Self { created: info.created, messages: info.state.messages, last_seq: info.state.last_seq }
+    }
 }
 
 /// How much waits in one lane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backlog {
     /// Never delivered yet.
     pub undelivered: u64,
@@ -80,7 +99,7 @@ impl Broker {
     pub async fn ensure_streams(&self) -> Result<WorkStream, Error> {
         self.check_server()?;
         let connects = self.connects();
-        let mut work = WorkStream { created: String::new(), messages: 0 };
+        let mut work = WorkStream { created: String::new(), messages: 0, last_seq: 0 };
         for (name, text) in STREAMS {
             let wanted = self.stream_config(name, text)?;
             let stream = self.subjects.stream(name);
@@ -93,7 +112,7 @@ impl Broker {
                 Err(e) => return Err(e),
             };
             if name == STREAMS[0].0 {
-                work = WorkStream { created: info.created, messages: info.state.messages };
+                work = WorkStream::of(info);
             } else if name == STREAMS[3].0 {
                 self.note_inbox_life(info.created);
             }
@@ -130,7 +149,7 @@ impl Broker {
     /// The broker is away, or the stream is missing.
     pub async fn work_stream(&self) -> Result<WorkStream, Error> {
         let info: StreamInfo = self.api(format!("STREAM.INFO.{}", self.subjects.jobs_stream()), &json!({})).await?;
-        Ok(WorkStream { created: info.created, messages: info.state.messages })
+        Ok(WorkStream::of(info))
     }
 
     /// Tells that the work stream is another one than before: acks for its predecessor's messages are dropped from now

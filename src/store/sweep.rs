@@ -11,9 +11,9 @@ use super::{
     finish::{Recorded, Retried, Settlement},
 };
 use crate::faults::{self, Mutant};
-use crate::job::{Failure, FailureKind, Lane, Status, Verdict};
+use crate::job::{Failure, FailureKind, Status, Verdict};
 
-/// Rows put back into the outbox per statement, so that no statement holds locks for long.
+/// Jobs freed or put back into the outbox per statement, so that no statement holds locks for long.
 pub const SLICE: i64 = 1000;
 
 /// Jobs of dead workers; a worker's death is its lease's end by the database's clock.
@@ -33,25 +33,6 @@ SELECT id, run, cancel_requested_at IS NOT NULL AS cancelled FROM jobs
 WHERE lease_until IS NOT NULL AND status = 'processing'
   AND (lease_until < clock_timestamp() OR cancel_requested_at < clock_timestamp() - $2 * interval '1 millisecond')
 LIMIT $1"#;
-
-/// Pending and due since before `$3`, in the lane, and on no outbox row that is due soon: its wake-up is gone. From
-/// `$5`, `$6` on, so that a million of them are walked through once.
-const FORGOTTEN: &str = r#"
-WITH missing AS (
-    SELECT j.id, j.type, j.run_at FROM jobs j
-    WHERE j.type = $1 AND sign(j.priority) = $2 AND j.status = 'pending' AND j.run_at < $3 AND (j.run_at, j.id) > ($5, $6)
-      AND j.id NOT IN (SELECT unnest(job_ids) FROM outbox WHERE kind = 'wake-up' AND publish_at < now() + interval '1 minute')
-    ORDER BY j.run_at, j.id LIMIT $4
-), written AS (
-    INSERT INTO outbox (id, kind, publish_at, job_ids, targets)
-    SELECT gen_random_uuid(), 'wake-up', now(), array_agg(id),
-           array_agg(type || CASE $2 WHEN 1 THEN '.high' WHEN 0 THEN '.normal' ELSE '.low' END)
-    FROM missing HAVING count(*) > 0
-)
-SELECT run_at, id, (SELECT count(*) FROM missing) FROM missing ORDER BY run_at DESC, id DESC LIMIT 1"#;
-
-const WATERMARKS: &str = r#"
-SELECT key, max(value::int8) FROM workers, json_each_text(claimed) GROUP BY key"#;
 
 #[derive(sqlx::FromRow)]
 struct Lost {
@@ -149,7 +130,7 @@ impl Store {
         Ok(rows.first().is_some_and(|row| row.0))
     }
 
-    /// Removes workers that died long ago and hold nothing. Kept for a while, since their watermarks still tell.
+    /// Removes workers that died long ago and hold nothing.
     ///
     /// # Errors
     /// As for every statement.
@@ -157,17 +138,6 @@ impl Store {
         let forget = "DELETE FROM workers w WHERE expires_at < clock_timestamp() - interval '10 minutes'
                       AND NOT EXISTS (SELECT FROM jobs j WHERE j.worker_id = w.id) RETURNING id";
         self.read_all::<(String,)>("forget dead workers", sqlx::query_as(forget)).await.map(|_| ())
-    }
-
-    /// For each `<type>.<lane>` the highest `run_at` that any worker has claimed, and the database's time.
-    ///
-    /// # Errors
-    /// As for every statement.
-    pub async fn watermarks(&self) -> Result<(Vec<(String, DateTime<Utc>)>, DateTime<Utc>), Error> {
-        let rows: Vec<(String, i64)> = self.read_all("read watermarks", sqlx::query_as(WATERMARKS)).await?;
-        let marks =
-            rows.into_iter().filter_map(|(lane, us)| Some((lane, DateTime::from_timestamp_micros(us)?))).collect();
-        Ok((marks, self.now().await?))
     }
 
     /// The database's time, the only one that decides anything.
@@ -190,30 +160,5 @@ impl Store {
                      WHERE status = 'pending' GROUP BY type HAVING sum(n) > 0";
         let rows: Vec<(String,)> = self.read_all("list live types", sqlx::query_as(types)).await?;
         Ok(rows.into_iter().map(|(name,)| name).collect())
-    }
-
-    /// Puts the lane's jobs that have been due since before `before` and are on no outbox row back into the outbox, in
-    /// slices, so that no statement holds locks for long. Returns how many.
-    ///
-    /// # Errors
-    /// As for every statement; the slices before it stay written.
-    pub async fn rearm_forgotten(&self, job_type: &str, lane: Lane, before: DateTime<Utc>) -> Result<i64, Error> {
-        let sign = match lane {
-            Lane::High => 1.0,
-            Lane::Normal => 0.0,
-            Lane::Low => -1.0,
-        };
-        let (mut from, mut all) = ((DateTime::UNIX_EPOCH, Uuid::nil()), 0);
-        loop {
-            let query = sqlx::query_as(FORGOTTEN).bind(job_type).bind(sign).bind(before).bind(SLICE);
-            let query = query.bind(from.0).bind(from.1);
-            let last: Vec<(DateTime<Utc>, Uuid, i64)> = self.read_all("re-arm forgotten jobs", query).await?;
-            let Some(&(run_at, id, n)) = last.first() else { return Ok(all) };
-            all += n;
-            if n < SLICE {
-                return Ok(all);
-            }
-            from = (run_at, id);
-        }
     }
 }

@@ -1,29 +1,22 @@
 //! One row per worker process: its lease. Leases are judged by the database's clock alone.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use sqlx::PgConnection;
 
 use super::{Error, Store};
 
-/// Writes the heartbeat of `worker_id`: its lease lasts `lease` from now on. `claimed`: for each `<type>.<lane>` the
-/// highest `run_at` that it has claimed, in microseconds since 1970.
+/// Writes the heartbeat of `worker_id`: its lease lasts `lease` from now on.
 ///
 /// On a connection of its own, so that a full pool or a slow statement never looks like a death.
 ///
 /// # Errors
 /// As for every statement; try again at once, the lease is running out.
-pub async fn heartbeat(
-    connection: &mut PgConnection,
-    worker_id: &str,
-    lease: Duration,
-    claimed: &BTreeMap<String, i64>,
-) -> Result<(), Error> {
-    let beat = "INSERT INTO workers (id, expires_at, claimed)
-                VALUES ($1, clock_timestamp() + $2 * interval '1 millisecond', $3::json)
-                ON CONFLICT (id) DO UPDATE SET expires_at = excluded.expires_at, claimed = excluded.claimed";
-    let claimed = serde_json::to_string(claimed).unwrap_or_else(|_| "{}".into());
-    let run = sqlx::query(beat).bind(worker_id).bind(lease.as_millis() as i64).bind(claimed).execute(connection);
+pub async fn heartbeat(connection: &mut PgConnection, worker_id: &str, lease: Duration) -> Result<(), Error> {
+    let beat = "INSERT INTO workers (id, expires_at)
+                VALUES ($1, clock_timestamp() + $2 * interval '1 millisecond')
+                ON CONFLICT (id) DO UPDATE SET expires_at = excluded.expires_at";
+    let run = sqlx::query(beat).bind(worker_id).bind(lease.as_millis() as i64).execute(connection);
     run.await.map(|_| ()).map_err(|e| Error::of("heartbeat", e))
 }
 

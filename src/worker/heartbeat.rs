@@ -2,9 +2,8 @@
 //! not look like a death. One that never lets go of them does: then the heartbeat ends, and others take over.
 
 use std::{
-    collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -16,32 +15,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Deps;
-use crate::{
-    store::{claim::Claimed, workers},
-    supervise,
-};
+use crate::{store::workers, supervise};
 
 /// Heartbeats in each lease.
 const IN_A_LEASE: u32 = 6;
 /// Heartbeats without any sign of the runtime, after which it counts as stuck: ten leases.
 const STUCK: u32 = 10 * IN_A_LEASE;
-
-/// For each `<type>.<lane>` the highest `run_at` that was claimed, in microseconds.
-#[derive(Clone, Default)]
-pub(crate) struct Watermarks(Arc<Mutex<BTreeMap<String, i64>>>);
-
-impl Watermarks {
-    pub fn raise(&self, job: &Claimed) {
-        let lane = format!("{}.{}", job.r#type, job.lane());
-        let mut marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mark = marks.entry(lane).or_insert(i64::MIN);
-        *mark = (*mark).max(job.run_at.timestamp_micros());
-    }
-
-    fn snapshot(&self) -> BTreeMap<String, i64> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
 
 pub(crate) struct Heartbeat {
     stop: CancellationToken,
@@ -51,7 +30,7 @@ pub(crate) struct Heartbeat {
 impl Heartbeat {
     /// # Errors
     /// The operating system gives no thread.
-    pub fn start(deps: &Deps, worker_id: String, watermarks: Watermarks) -> std::io::Result<Self> {
+    pub fn start(deps: &Deps, worker_id: String) -> std::io::Result<Self> {
         let stop = CancellationToken::new();
         let (count, beats) = watch::channel(0);
         let pulse = Arc::new(AtomicU64::new(0));
@@ -59,7 +38,6 @@ impl Heartbeat {
             options: deps.store.connect_options().clone(),
             worker_id,
             lease: deps.config.worker.lease,
-            watermarks,
             pulse: pulse.clone(),
             count,
         });
@@ -90,7 +68,6 @@ struct Beat {
     options: PgConnectOptions,
     worker_id: String,
     lease: Duration,
-    watermarks: Watermarks,
     /// Grows for as long as the runtime of the jobs runs tasks.
     pulse: Arc<AtomicU64>,
     count: watch::Sender<u64>,
@@ -121,7 +98,7 @@ impl Beat {
                     connection = Some(PgConnection::connect_with(&self.options).await?);
                 }
                 let Some(connection) = &mut connection else { return Ok(()) };
-                workers::heartbeat(connection, &self.worker_id, self.lease, &self.watermarks.snapshot())
+                workers::heartbeat(connection, &self.worker_id, self.lease)
                     .await
                     .map_err(|e| sqlx::Error::Protocol(e.to_string()))
             };

@@ -32,7 +32,7 @@ use crate::{
     types::Types,
 };
 use eager::Eager;
-use heartbeat::{Heartbeat, Watermarks};
+use heartbeat::Heartbeat;
 use running::Running;
 
 /// What a worker needs of the rest of the service.
@@ -69,7 +69,6 @@ pub(crate) struct Shared {
     pub suspect: tokio::sync::Semaphore,
     pub outcomes: outcomes::Outcomes,
     pub running: Running,
-    pub watermarks: Watermarks,
     /// Runs and the batchers that they wait for.
     pub tasks: Tasks,
     /// What brings jobs here and looks after those in hand.
@@ -100,8 +99,7 @@ impl Worker {
         }
         let id = deps.id.clone();
         let batch_tasks = deps.supervisor.tasks();
-        let watermarks = Watermarks::default();
-        let heartbeat = Heartbeat::start(&deps, id.clone(), watermarks.clone())?;
+        let heartbeat = Heartbeat::start(&deps, id.clone())?;
         // Without a lease every claim would look like the run of a dead worker.
         heartbeat.first_beat().await;
         let (unheard, held) = (Arc::default(), Arc::default());
@@ -112,7 +110,6 @@ impl Worker {
             suspect: tokio::sync::Semaphore::new(1),
             outcomes: outcomes::start("outcomes", &deps.store, &batch_tasks),
             running: Running::default(),
-            watermarks,
             tasks: batch_tasks,
             pullers: deps.supervisor.tasks(),
             draining: AtomicBool::new(false),

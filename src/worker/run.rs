@@ -115,7 +115,6 @@ async fn carry_out_won(
     job: Box<Claimed>,
     place: Place,
 ) {
-    shared.watermarks.raise(&job);
     let (outcome, _unrecorded) = match slot_for(run, place).await {
         Ok(slot) => {
             let outcome = match run_handler(shared, known, run, &job).await {
@@ -141,6 +140,8 @@ async fn carry_out_won(
             unanswered.note(job.lane());
             WakeUp::NotNeeded
         }
+        // It goes back after all when nobody has asked for the cancellation.
+        Verdict::Cancel if run.message.is_none() => WakeUp::Outbox,
         Verdict::Complete { .. } | Verdict::DeadLetter { .. } | Verdict::Cancel => WakeUp::NotNeeded,
     };
     record(shared, run, &job, verdict, wake_up).await;

@@ -147,10 +147,10 @@ async fn lost(place: &Place, store: &Store, max_attempts: u16) -> uuid::Uuid {
     };
     let batch = store.enqueue(std::slice::from_ref(&job), PATIENCE, None).await.unwrap();
     let mut connection = place.database().await.acquire().await.unwrap();
-    heartbeat(&mut connection, "the-late-one", PATIENCE, &Default::default()).await.unwrap();
+    heartbeat(&mut connection, "the-late-one", PATIENCE).await.unwrap();
     let round = store.claim(&[(job.id, "probe".into())], "the-late-one").await.unwrap();
     assert!(matches!(round.claims[..], [Claim::Won(_)]));
     store.clear_outbox(vec![batch.outbox_id]).await.unwrap();
-    heartbeat(&mut connection, "the-late-one", std::time::Duration::ZERO, &Default::default()).await.unwrap();
+    heartbeat(&mut connection, "the-late-one", std::time::Duration::ZERO).await.unwrap();
     job.id
 }

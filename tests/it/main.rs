@@ -69,6 +69,7 @@ mod sockets;
 mod sql;
 mod stats;
 mod supervise;
+mod sweep;
 mod types;
 mod unread;
 mod wait;

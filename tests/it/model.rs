@@ -109,7 +109,7 @@ struct Real {
 impl Real {
     async fn beat(&self, worker: usize, lease: Duration) {
         let mut connection = self.pool.acquire().await.unwrap();
-        heartbeat(&mut connection, &self.workers[worker], lease, &Default::default()).await.unwrap();
+        heartbeat(&mut connection, &self.workers[worker], lease).await.unwrap();
     }
 
     /// Writes the job; `start`: as the first run of this worker.
