@@ -48,16 +48,16 @@ fn attachment<'a>(file: &'a File, pointer: &str, faults: &mut Faults) -> Option<
     if name.is_empty() || name.len() > FILENAME_MAX || name.contains(['/', '\\']) || name.chars().any(char::is_control)
     {
         let message = format!("must be 1 to {FILENAME_MAX} bytes without '/', '\\' and control characters");
-        faults.add(&format!("{pointer}/filename"), message);
+        faults.add(format!("{pointer}/filename"), message);
     }
     if !is_content_type(&file.content_type) {
         let message = "must be like application/pdf; multipart/… and message/… can't be attached: send \
                        application/octet-stream";
-        faults.add(&format!("{pointer}/contentType"), message);
+        faults.add(format!("{pointer}/contentType"), message);
     }
     let content = BASE64.decode(&file.content);
     if content.is_err() {
-        faults.add(&format!("{pointer}/content"), "must be base64 with padding, without line breaks");
+        faults.add(format!("{pointer}/content"), "must be base64 with padding, without line breaks");
     }
     let content = content.ok().filter(|_| faults.0.len() == before)?;
     Some(Attachment { filename: name, content_type: &file.content_type, content })
