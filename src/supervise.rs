@@ -266,6 +266,7 @@ impl Tasks {
 struct Entry<'a> {
     supervisor: &'a Supervisor,
     name: Name,
+    #[cfg_attr(not(feature = "faults"), expect(dead_code, reason = "only tests ask for a fault"))]
     fault: Arc<tokio::sync::Notify>,
 }
 
