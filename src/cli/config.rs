@@ -9,7 +9,7 @@ use super::{
     table::Columns,
     text::clean,
 };
-use crate::config::{Loaded, reference};
+use crate::config::{Loaded, reference, takes};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -35,7 +35,7 @@ impl ConfigArgs {
         if self.reference {
             return Some(out.line(reference::markdown().trim_end()));
         }
-        self.schema.then(|| out.json(serde_json::to_string(&reference::schema())?.as_bytes()))
+        self.schema.then(|| out.json(serde_json::to_string(takes::schema())?.as_bytes()))
     }
 }
 

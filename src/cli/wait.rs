@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{args, exit::Exit, get, output::Output};
 use crate::{
     client::{CallError, Client, Job},
-    job::model::JobId,
+    job::{model::JobId, span::rounded},
     ops::Verb,
 };
 
@@ -84,7 +84,7 @@ pub async fn until_over(
                     look(&job);
                 }
                 if let Some(limit) = limit.filter(|limit| start.elapsed() >= *limit) {
-                    let limit = humantime::format_duration(limit);
+                    let limit = rounded(limit);
                     refusal.detail = format!("job {id} is not over after {limit}; wait again, or look with `get`");
                     return Err(CallError::Refused(refusal));
                 }

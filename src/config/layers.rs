@@ -10,7 +10,7 @@ use std::{
 
 use toml::{Table, Value};
 
-use super::Config;
+use super::{Config, takes};
 
 /// The file that is read when none is named and it exists in the working directory.
 pub const DEFAULT_FILE: &str = "queue.toml";
@@ -52,8 +52,8 @@ pub fn load(
     env: impl Iterator<Item = (String, String)>,
     flags: &[(&str, String)],
 ) -> Result<Loaded, Error> {
-    let defaults = Table::try_from(Config::default()).unwrap_or_default();
-    let mut layers = Layers { table: defaults.clone(), origins: BTreeMap::new(), defaults };
+    let table = Table::try_from(Config::default()).unwrap_or_default();
+    let mut layers = Layers { table, origins: BTreeMap::new() };
     match file {
         Some(path) => layers.add_file(path)?,
         None if Path::new(DEFAULT_FILE).exists() => layers.add_file(Path::new(DEFAULT_FILE))?,
@@ -68,7 +68,6 @@ pub fn load(
 }
 
 struct Layers {
-    defaults: Table,
     table: Table,
     origins: BTreeMap<String, String>,
 }
@@ -76,8 +75,7 @@ struct Layers {
 impl Layers {
     fn add_file(&mut self, path: &Path) -> Result<(), Error> {
         let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
-        let table: Table =
-            text.parse().map_err(|e: toml::de::Error| Error::Syntax { path: path.into(), message: e.to_string() })?;
+        let table: Table = text.parse().map_err(|e| syntax(path, &text, &e))?;
         let origin = path.display().to_string();
         for (path, value) in leaves(&table) {
             self.origins.insert(path.join("."), origin.clone());
@@ -86,8 +84,9 @@ impl Layers {
         Ok(())
     }
 
+    /// A variable that is set but empty is one that is not set: `QUEUE__HTTP__TOKEN=$TOKEN` without a `TOKEN`.
     fn add_env(&mut self, env: impl Iterator<Item = (String, String)>) {
-        let vars: BTreeMap<String, String> = env.collect();
+        let vars: BTreeMap<String, String> = env.filter(|(_, text)| !text.trim().is_empty()).collect();
         for (name, path) in ENV_ALIASES {
             if let Some(text) = vars.get(name) {
                 let path: Vec<String> = path.iter().map(|s| (*s).to_owned()).collect();
@@ -106,31 +105,34 @@ impl Layers {
         }
     }
 
-    /// Texts from the environment and flags take the form that the key's default has; a key without default is text
-    /// unless it reads as a number, a truth value or a list.
+    /// Texts from the environment and flags take the form that the schema gives their key.
     fn add_text(&mut self, path: &[String], text: &str, origin: &str) {
-        let parsed = || toml::from_str::<Table>(&format!("v = {text}")).ok().and_then(|mut t| t.remove("v"));
-        let list = || Value::Array(text.split(',').filter(|s| !s.is_empty()).map(|s| Value::from(s.trim())).collect());
-        let value = match get(&self.defaults, path) {
-            Some(Value::String(_)) => Value::from(text),
-            Some(Value::Array(_)) => parsed().filter(Value::is_array).unwrap_or_else(list),
-            Some(_) => parsed().unwrap_or_else(|| Value::from(text)),
-            None if is_secret(&path.join(".")) => Value::from(text),
-            None => parsed().filter(|v| !v.is_datetime()).unwrap_or_else(|| Value::from(text)),
-        };
+        let takes = takes::at(takes::schema(), path);
+        let value = takes.map_or_else(|| Value::from(text), |takes| takes.read(text));
         self.origins.insert(path.join("."), origin.to_owned());
         set(&mut self.table, path, value);
     }
 
-    fn finish(self) -> Result<Loaded, Error> {
-        let config: Config = serde_path_to_error::deserialize(self.table.clone()).map_err(|e| {
-            let mut key = e.path().to_string();
-            // serde names the parent of an unknown field; the message names the field.
-            if key == "." {
-                key = "(top level)".into();
-            }
+    fn finish(mut self) -> Result<Loaded, Error> {
+        takes::bring_into_form(takes::schema(), &mut self.table);
+        let named = |(path, message): (Vec<String>, String)| {
+            let key = path.join(".");
             let origin = self.origin_below(&key);
-            Error::Key { key, origin, message: e.into_inner().message().to_owned() }
+            Error::Key { key, origin, message }
+        };
+        let mut faults: Vec<Error> = takes::faults(&self.table).into_iter().map(named).collect();
+        let missing = takes::missing(takes::schema(), &self.table).into_iter();
+        faults.extend(missing.map(|path| named((path, "is needed".to_owned()))));
+        match faults.len() {
+            0 => {}
+            1 => return Err(faults.remove(0)),
+            _ => return Err(Error::Check(faults.iter().map(ToString::to_string).collect())),
+        }
+        // What the schema takes can be read: what is said here of a value would be a fault of ours.
+        let config: Config = serde_path_to_error::deserialize(self.table.clone()).map_err(|e| {
+            let key = e.path().to_string();
+            let origin = self.origin_below(&key);
+            Error::Key { key, origin, message: "does not have the form that it takes".into() }
         })?;
         config.check().map_err(Error::Check)?;
         Ok(Loaded { config, table: self.table, origins: self.origins })
@@ -140,6 +142,13 @@ impl Layers {
         let hit = self.origins.iter().rev().find(|(path, _)| *path == key || path.starts_with(&format!("{key}.")));
         hit.map_or_else(|| "see the file, environment and flags".to_owned(), |(_, origin)| format!("from {origin}"))
     }
+}
+
+/// Where a file is no TOML. The line itself may hold a password, so it is counted and not shown.
+fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> Error {
+    let before = error.span().map(|span| text.get(..span.start).unwrap_or(text));
+    let line = before.map_or_else(String::new, |before| format!("line {}: ", before.matches('\n').count() + 1));
+    Error::Syntax { path: path.into(), message: format!("{line}{}", error.message()) }
 }
 
 impl Loaded {
@@ -185,15 +194,6 @@ fn leaves(table: &Table) -> Vec<(Vec<String>, Value)> {
         }
     }
     found
-}
-
-fn get<'a>(table: &'a Table, path: &[String]) -> Option<&'a Value> {
-    let (first, rest) = path.split_first()?;
-    match table.get(first)? {
-        Value::Table(inner) if !rest.is_empty() => get(inner, rest),
-        value if rest.is_empty() => Some(value),
-        _ => None,
-    }
 }
 
 fn set(table: &mut Table, path: &[String], value: Value) {

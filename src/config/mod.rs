@@ -5,10 +5,10 @@
 pub mod layers;
 pub mod reference;
 mod sections;
+pub mod takes;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use bytesize::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -75,12 +75,18 @@ impl Config {
         })
     }
 
-    /// Checks what types alone can't express.
+    /// Checks the bounds of all quantities, and what no single key can express.
     ///
     /// # Errors
     /// One sentence per fault, each naming its key and what to write there.
     pub fn check(&self) -> Result<(), Vec<String>> {
-        let mut faults = Vec::new();
+        // Again, for settings that a program has put together.
+        let mut faults: Vec<String> = match toml::Table::try_from(self) {
+            Ok(table) => {
+                takes::faults(&table).into_iter().map(|(path, it)| format!("{} {it}", path.join("."))).collect()
+            }
+            Err(_) => vec!["a number is larger than 2^63".to_owned()],
+        };
         let mut need = |ok: bool, fault: String| {
             if !ok {
                 faults.push(fault);
@@ -90,12 +96,12 @@ impl Config {
         let prefix = &self.nats.prefix;
         need(
             !prefix.is_empty() && prefix.len() <= 100 && prefix.chars().all(token),
-            format!("nats.prefix '{prefix}' must be 1 to 100 letters, digits, '-' or '_'"),
+            "nats.prefix takes 1 to 100 letters, digits, '-' or '_'".into(),
         );
         let domain = self.nats.domain.as_deref().unwrap_or("hub");
         need(
             !domain.is_empty() && domain.len() <= 100 && domain.chars().all(token),
-            "nats.domain must be 1 to 100 letters, digits, '-' or '_'".into(),
+            "nats.domain takes 1 to 100 letters, digits, '-' or '_'".into(),
         );
         need(
             self.nats.tls_cert.is_some() == self.nats.tls_key.is_some(),
@@ -110,54 +116,16 @@ impl Config {
             !schema.is_empty()
                 && schema.len() <= 63
                 && schema.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'),
-            format!("database.schema '{schema}' must be 1 to 63 characters of a-z, 0-9 and '_'"),
+            "database.schema takes 1 to 63 characters of a-z, 0-9 and '_'".into(),
         );
-        need(self.database.max_connections >= 4, "database.max_connections must be at least 4".into());
-        need(
-            (1..=1000).contains(&self.worker.batch) && self.worker.concurrency >= 1,
-            "worker.batch must be 1 to 1000 and worker.concurrency at least 1".into(),
-        );
-        need(
-            (10..=1_000_000).contains(&self.background.max_unanswered),
-            "background.max_unanswered must be 10 to 1000000".into(),
-        );
-        need(self.worker.lease >= Duration::from_millis(300), "worker.lease must be at least 300ms".into());
-        need(matches!(self.nats.replicas, 1 | 3 | 5), "nats.replicas must be 1, 3 or 5".into());
-        need(self.nats.store >= ByteSize::mib(16), "nats.store must be at least 16MiB".into());
-        need(self.limits.payload <= ByteSize::kib(768), "limits.payload must be at most 768KiB".into());
-        need(self.limits.result <= ByteSize::kib(512), "limits.result must be at most 512KiB".into());
-        need(self.limits.intake >= 1000, "limits.intake must be at least 1000, the size of one bulk request".into());
         need(
             self.http.token.is_some() || self.http.insecure || !self.http.enabled || self.http.bind.ip().is_loopback(),
-            format!(
-                "http.bind {} can be reached from other machines: set http.token (QUEUE__HTTP__TOKEN), or say --insecure if you mean it",
-                self.http.bind
-            ),
+            "http.bind can be reached from other machines: set http.token (QUEUE__HTTP__TOKEN), or say --insecure if you mean it"
+                .into(),
         );
-        for (name, overrides) in &self.types {
+        for name in self.types.keys() {
             need(crate::job::JobType::new(name).is_ok(), format!("types.{name}: {}", crate::job::BadType));
-            need(
-                overrides.timeout.is_none_or(|t| TIMEOUT_RANGE.contains(&t)),
-                format!("types.{name}.timeout must be 100ms to 24h"),
-            );
-            need(overrides.concurrency != Some(0), format!("types.{name}.concurrency must be at least 1"));
-        }
-        let policies = std::iter::once(("retry".to_owned(), Ok(self.retry.clone()))).chain(
-            self.types
-                .keys()
-                .map(|t| (format!("types.{t}.retry"), self.type_settings(t).map(|settings| settings.retry))),
-        );
-        for (key, policy) in policies {
-            match policy {
-                Err(fault) => need(false, fault),
-                Ok(policy) => need(
-                    (1..=100).contains(&policy.max_attempts)
-                        && policy.factor >= 1.0
-                        && policy.factor.is_finite()
-                        && (0.0..=1.0).contains(&policy.jitter),
-                    format!("{key}: max_attempts must be 1 to 100, factor at least 1, jitter 0 to 1"),
-                ),
-            }
+            need(self.type_settings(name).is_ok(), format!("types.{name}.retry takes the keys of the section retry"));
         }
         if faults.is_empty() { Ok(()) } else { Err(faults) }
     }

@@ -4,10 +4,11 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 
 use bytesize::ByteSize;
 use ipnet::IpNet;
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
+use super::takes::{Address, Size, Span};
 use crate::job::{RetryPolicy, Work};
 
 /// The broker.
@@ -45,10 +46,11 @@ pub struct Nats {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_key: Option<PathBuf>,
     /// Copies of each stream: 1, or 3 in a cluster.
+    #[schemars(range(min = 1, max = 5), extend("enum" = [1, 3, 5]))]
     pub replicas: u8,
     /// Disk that the streams may take together; the broker sets it aside. Half of it is for wake-ups, a quarter for dead
     /// letters, an eighth for events, and an eighth for the inbox.
-    #[schemars(with = "String")]
+    #[schemars(with = "Size", extend("x-least" = "16MiB", "x-greatest" = "1PiB"))]
     pub store: ByteSize,
     /// First tokens of this process's own inboxes; `_INBOX.<user>` where users may read only their own.
     pub inbox_prefix: String,
@@ -87,7 +89,8 @@ impl Default for Nats {
 pub struct Database {
     /// `postgres://user:password@host/database`. `DATABASE_URL` sets it too.
     pub url: String,
-    /// Connections of this process, at least 4; two more are reserved, for the heartbeat and for notices.
+    /// Connections of this process; two more are reserved, for the heartbeat and for notices.
+    #[schemars(range(min = 4, max = 10_000))]
     pub max_connections: u32,
     /// Schema of all tables; made when missing.
     pub schema: String,
@@ -106,7 +109,7 @@ pub struct Http {
     /// Whether this process answers HTTP.
     pub enabled: bool,
     /// Address and port. Any other address than loopback needs `token`, or `insecure`.
-    #[schemars(with = "String")]
+    #[schemars(with = "Address")]
     pub bind: SocketAddr,
     /// Bearer token that every request but the health probes must carry.
     #[serde(skip_serializing)]
@@ -129,6 +132,7 @@ pub struct Rpc {
     /// Whether this process answers requests over NATS.
     pub enabled: bool,
     /// Requests that are worked on at the same time; more are answered `overloaded`.
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub max_in_flight: usize,
 }
 
@@ -147,22 +151,24 @@ pub struct Worker {
     /// Types that this process runs; empty: all it knows.
     pub types: Vec<String>,
     /// Jobs of one type that run at the same time in this process.
+    #[schemars(range(min = 1, max = 10_000))]
     pub concurrency: usize,
     /// Most messages that are asked for in one pull.
+    #[schemars(range(min = 1, max = 1000))]
     pub batch: usize,
     /// Whether a job that is asked for here starts here at once when there is room, without a message.
     pub eager: bool,
     /// How long a worker may be silent before its jobs are taken over. It reports six times in that span.
     #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
+    #[schemars(with = "Span", extend("x-least" = "300ms", "x-greatest" = "1h"))]
     pub lease: Duration,
     /// How long running jobs may go on after a request to stop; then they are handed back.
     #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
+    #[schemars(with = "Span", extend("x-least" = "0s", "x-greatest" = "24h"))]
     pub drain: Duration,
     /// How long a cancelled handler may take to stop by itself.
     #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
+    #[schemars(with = "Span", extend("x-least" = "0s", "x-greatest" = "1h"))]
     pub cancel_grace: Duration,
 }
 
@@ -187,10 +193,11 @@ impl Default for Worker {
 pub struct TypeOverrides {
     /// Longest run of one attempt, 100 ms to 24 h (`30s` unless set).
     #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
+    #[schemars(with = "Option<Span>", extend("x-least" = "100ms", "x-greatest" = "24h"))]
     pub timeout: Option<Duration>,
     /// Jobs of this type that run at the same time in this process.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000))]
     pub concurrency: Option<usize>,
     /// Keys as in the section `retry`; those not given are taken from there.
     #[serde(skip_serializing_if = "toml::Table::is_empty")]
@@ -202,6 +209,7 @@ pub struct TypeOverrides {
     pub handler: Option<Work>,
     /// One sentence for lists, at most 500 characters.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 0, max = 500))]
     pub description: Option<String>,
     /// Where an `http` handler is asked.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -218,7 +226,7 @@ pub struct TypeOverrides {
     pub result_schema: Option<String>,
     /// A run outside that is silent for so long is taken to be lost, 1 s to 1 h.
     #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
+    #[schemars(with = "Option<Span>", extend("x-least" = "1s", "x-greatest" = "1h"))]
     pub heartbeat: Option<Duration>,
 }
 
@@ -227,12 +235,13 @@ pub struct TypeOverrides {
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Largest payload of a job.
-    #[schemars(with = "String")]
+    #[schemars(with = "Size", extend("x-least" = "1KiB", "x-greatest" = "768KiB"))]
     pub payload: ByteSize,
     /// Largest result of a job; a larger one is a permanent failure.
-    #[schemars(with = "String")]
+    #[schemars(with = "Size", extend("x-least" = "1KiB", "x-greatest" = "512KiB"))]
     pub result: ByteSize,
     /// Jobs that may wait to be written before callers are told `overloaded`.
+    #[schemars(range(min = 1000, max = 10_000_000))]
     pub intake: usize,
 }
 
@@ -253,6 +262,7 @@ pub struct Smtp {
     /// Sender of mails that name none.
     pub from: String,
     /// Connections kept open.
+    #[schemars(range(min = 1, max = 1000))]
     pub pool: u32,
     /// What EHLO says: a name of this host that others can look up, or an address in brackets, `[192.0.2.1]`. Unless
     /// set, the host's full name, and where it has none its address.
@@ -308,9 +318,10 @@ pub struct Ai {
     pub content_model: String,
     /// Longest wait for an answer of a provider.
     #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
+    #[schemars(with = "Span", extend("x-least" = "100ms", "x-greatest" = "1h"))]
     pub timeout: Duration,
     /// Requests to one provider at the same time, per process.
+    #[schemars(range(min = 1, max = 10_000))]
     pub concurrency: usize,
 }
 
@@ -378,11 +389,25 @@ pub struct Handlers {
 }
 
 /// Which private addresses outgoing requests may reach.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum AllowPrivate {
     All(bool),
-    Only(#[schemars(with = "Vec<String>")] Vec<IpNet>),
+    Only(Vec<IpNet>),
+}
+
+impl JsonSchema for AllowPrivate {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "AllowPrivate".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": ["boolean", "array", "string"], "format": "networks", "items": {"type": "string"}})
+    }
 }
 
 impl Default for AllowPrivate {
@@ -397,15 +422,15 @@ impl Default for AllowPrivate {
 pub struct Retention {
     /// Jobs that are done.
     #[serde(with = "super::days")]
-    #[schemars(with = "String")]
+    #[schemars(with = "Span", extend("x-least" = "1d", "x-greatest" = "36500d"))]
     pub completed: Duration,
     /// Jobs that failed for good.
     #[serde(with = "super::days")]
-    #[schemars(with = "String")]
+    #[schemars(with = "Span", extend("x-least" = "1d", "x-greatest" = "36500d"))]
     pub failed: Duration,
     /// Jobs that somebody stopped.
     #[serde(with = "super::days")]
-    #[schemars(with = "String")]
+    #[schemars(with = "Span", extend("x-least" = "1d", "x-greatest" = "36500d"))]
     pub cancelled: Duration,
 }
 
@@ -422,27 +447,28 @@ impl Default for Retention {
 pub struct Background {
     /// Longest pause of the relay between two looks into the outbox.
     #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
+    #[schemars(with = "Span", extend("x-least" = "1ms", "x-greatest" = "10m"))]
     pub relay: Duration,
     /// Time between two repair sweeps.
     #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
+    #[schemars(with = "Span", extend("x-least" = "10ms", "x-greatest" = "24h"))]
     pub sweep: Duration,
     /// How long a due job may be pending before a sweep looks for its wake-up.
     #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
+    #[schemars(with = "Span", extend("x-least" = "10ms", "x-greatest" = "24h"))]
     pub overdue: Duration,
     /// Time that a fresh batch has for its publish before the relay takes it.
     #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
+    #[schemars(with = "Span", extend("x-least" = "0s", "x-greatest" = "1h"))]
     pub publish_grace: Duration,
     /// How long a delivered message may be unanswered before the broker delivers it again. Fixed when a consumer is
     /// made: it is never edited on a live one.
     #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
+    #[schemars(with = "Span", extend("x-least" = "100ms", "x-greatest" = "24h"))]
     pub ack_wait: Duration,
     /// Messages of one lane that may be unanswered at a time, over all processes: jobs that run, and jobs that wait for their
     /// next attempt. When half of it is used, further ones wait in Postgres instead.
+    #[schemars(range(min = 10, max = 1_000_000))]
     pub max_unanswered: usize,
 }
 
@@ -464,6 +490,7 @@ impl Default for Background {
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
     /// What is logged, for instance `info` or `queue_service=debug,warn`. `RUST_LOG` sets it too.
+    #[schemars(length(min = 0))]
     pub filter: String,
     /// `text` or `json`.
     pub format: LogFormat,

@@ -11,21 +11,24 @@ use serde::{Deserialize, Serialize};
 pub struct RetryPolicy {
     /// Delay after the first failed attempt.
     #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
+    #[schemars(with = "crate::config::takes::Span", extend("x-least" = "0s", "x-greatest" = "30d"))]
     pub base: Duration,
-    /// What each further delay is multiplied with, at least 1.
+    /// What each further delay is multiplied with.
+    #[schemars(range(min = 1, max = 100))]
     pub factor: f64,
     /// No delay is longer than this.
     #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
+    #[schemars(with = "crate::config::takes::Span", extend("x-least" = "0s", "x-greatest" = "30d"))]
     pub max: Duration,
-    /// How many attempts a job gets unless its request says otherwise, 1 to 100.
+    /// How many attempts a job gets unless its request says otherwise.
+    #[schemars(range(min = 1, max = 100))]
     pub max_attempts: u16,
     /// Share of the delay that is random, from 0 (none) to 1: a delay d becomes d · (1 ± jitter/2).
+    #[schemars(range(min = 0, max = 1))]
     pub jitter: f64,
     /// Explicit delays, first to last, instead of base and factor; the last one repeats.
     #[serde(with = "crate::config::duration_list", skip_serializing_if = "Vec::is_empty")]
-    #[schemars(with = "Vec<String>")]
+    #[schemars(with = "Vec<crate::config::takes::Delay>", length(max = 100))]
     pub schedule: Vec<Duration>,
 }
 

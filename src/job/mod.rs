@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod json;
 pub mod model;
 pub mod settle;
+pub mod span;
 pub mod state;
 mod trace;
 pub mod update;

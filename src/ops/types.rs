@@ -1,6 +1,6 @@
 //! `listTypes`, `registerType`, `unregisterType`, `pauseType` and `resumeType`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     Ops, Scope,
@@ -161,7 +161,9 @@ fn name_of<'a>(scope: Scope<'a>, named: Option<&'a str>) -> Result<&'a str, ApiE
 
 fn type_info(known: &Known, now: &Snapshot) -> TypeInfo {
     let (handler, settings) = (&known.handler, &known.settings);
-    let delays = (1..settings.retry.max_attempts).take(10).map(|n| settings.retry.delay(n, 0.5));
+    // Factors make fractions of a nanosecond, which nobody reads.
+    let whole = |span: Duration| Duration::from_millis(span.as_millis() as u64);
+    let delays = (1..settings.retry.max_attempts).take(10).map(|n| whole(settings.retry.delay(n, 0.5)));
     let text = |span| humantime::format_duration(span).to_string();
     TypeInfo {
         r#type: known.name().to_owned(),

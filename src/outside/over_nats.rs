@@ -22,7 +22,7 @@ use crate::{
         Ended, RunContext,
         typed::{Erased, Run},
     },
-    job::{Failure, FailureKind, JobType},
+    job::{Failure, FailureKind, JobType, span::rounded},
 };
 
 /// When a job is offered again that could not even be asked for.
@@ -88,7 +88,7 @@ impl OverNats {
             let answer = tokio::select! {
                 answer = expected.next() => answer,
                 span = silence => {
-                    let span = humantime::format_duration(span);
+                    let span = rounded(span);
                     let message = format!("the handler gave no sign of life for {span}");
                     return Ended::Failed(Failure::new(FailureKind::Lost, message));
                 }

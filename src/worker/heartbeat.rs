@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Deps;
-use crate::{store::workers, supervise};
+use crate::{job::span::rounded, store::workers, supervise};
 
 /// Heartbeats in each lease.
 const IN_A_LEASE: u32 = 6;
@@ -86,8 +86,8 @@ impl Beat {
             silent = if pulse == std::mem::replace(&mut seen, pulse) { silent + 1 } else { 0 };
             if silent == STUCK {
                 tracing::error!(
-                    "all threads have been blocked for {:?}: others may take over the jobs",
-                    period * STUCK
+                    "all threads have been blocked for {}: others may take over the jobs",
+                    rounded(period * STUCK)
                 );
             }
             if silent >= STUCK {

@@ -26,7 +26,7 @@ use crate::{
     },
     faults::crash_point,
     handlers::{Ended, RunContext, context::Notes, result},
-    job::{Failure, FailureKind, Outcome, Verdict, Work, model::JobId, settle},
+    job::{Failure, FailureKind, Outcome, Verdict, Work, model::JobId, settle, span::rounded},
     ops::error::chain,
     store::{
         claim::{Claim, Claimed, Refused},
@@ -207,7 +207,7 @@ async fn run_handler(shared: &Shared, known: &Known, run: &Run, job: &Claimed) -
             _ => end_of(Box::pin(stopped(shared, known, run, &mut task)).await, deadline),
         },
         _ = sleep_until(deadline) => {
-            let message = format!("the attempt took longer than its timeout of {}", humantime::format_duration(timeout));
+            let message = format!("the attempt took longer than its timeout of {}", rounded(timeout));
             End::Settled(Outcome::Failed(Failure::new(FailureKind::Timeout, message)))
         }
     }

@@ -64,6 +64,7 @@ mod retry;
 mod rollback;
 mod rolling;
 mod schema;
+mod settings;
 mod signs;
 mod sockets;
 mod sql;

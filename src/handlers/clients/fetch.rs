@@ -44,7 +44,7 @@ pub enum Error {
     /// job that was given up cannot know.
     #[error("the TLS certificate of {host} was refused: {message}")]
     Certificate { host: String, message: String },
-    #[error("{host} did not answer within {}", humantime::format_duration(*.after))]
+    #[error("{host} did not answer within {}", crate::job::span::rounded(*.after))]
     Timeout { host: String, after: Duration },
     #[error("the exchange with {host} broke off: {message}")]
     Broken { host: String, message: String },

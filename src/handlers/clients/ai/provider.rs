@@ -17,7 +17,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::Semaphore;
 
 use super::{Error, SetupError, wire};
-use crate::{config, handlers::clients::retry_after::retry_after};
+use crate::{config, handlers::clients::retry_after::retry_after, job::span::rounded};
 
 /// Longest wait for a connection; an address where nobody is must not take the whole timeout.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -163,7 +163,7 @@ impl Provider {
 
     fn no_answer(&self, error: &reqwest::Error) -> Error {
         let message = match error.is_timeout() && !error.is_connect() {
-            true => format!("none within {}", humantime::format_duration(self.timeout)),
+            true => format!("none within {}", rounded(self.timeout)),
             false => self.tidy(&chain(error)),
         };
         Error::NoAnswer { provider: self.name.clone(), message }
