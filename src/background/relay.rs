@@ -14,16 +14,27 @@ use crate::{
     store::outbox::Row,
 };
 
-/// Rows taken at once, of up to a thousand wake-ups each.
-const ROWS: i64 = 16;
-/// How long a taken row is hidden from other relays, in graces: longer than publishing [`ROWS`] full ones can take. A
-/// minute by default.
+/// Rows taken at once; of those that SQL's `enqueue` writes, each has one job.
+const ROWS: i64 = 1000;
+/// No further row is taken once those that were have so many jobs. A row has up to a thousand.
+const JOBS: i64 = 15_000;
+/// How long a taken row is hidden from other relays, in graces: longer than publishing [`JOBS`] and one more row can take.
+/// A minute by default.
 pub(super) const HOLD: u32 = 12;
 /// When a row is tried again that the broker has not acknowledged in full.
 const TRY_AGAIN: Duration = Duration::from_secs(2);
 
 /// The duty; see the module.
 pub struct Relay(Deps);
+
+/// What one round took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// Every row that was due, as far as other relays left them.
+    All,
+    /// As much as one round takes: there may be more.
+    Full,
+}
 
 pub(super) async fn work(deps: Deps, stop: CancellationToken) {
     let (period, bell) = (deps.config.background.relay, deps.relay.clone());
@@ -33,9 +44,8 @@ pub(super) async fn work(deps: Deps, stop: CancellationToken) {
         let rung = bell.notified();
         let pause = match stop.run_until_cancelled(relay.run_once()).await {
             None => return,
-            // A full take means that there may be more.
-            Some(Ok(taken)) if taken == ROWS as usize => continue,
-            Some(Ok(_)) => {
+            Some(Ok(Taken::Full)) => continue,
+            Some(Ok(Taken::All)) => {
                 failing = false;
                 relay.pause(period).await
             }
@@ -57,21 +67,22 @@ impl Relay {
         Self(deps)
     }
 
-    /// Publishes rows that are due. Returns how many it took; what the broker did not acknowledge comes again later.
+    /// Publishes rows that are due. What the broker did not acknowledge comes again later.
     ///
     /// # Errors
     /// The database is away; rows that were published already are published once more then.
-    pub async fn run_once(&self) -> Result<usize, Error> {
+    pub async fn run_once(&self) -> Result<Taken, Error> {
         let deps = &self.0;
         if !deps.broker.is_connected() {
-            return Ok(0);
+            return Ok(Taken::All);
         }
         // While acknowledgements are missing one row is enough to see whether they come again.
         let limit = if deps.publisher.trouble().is_some() { 1 } else { ROWS };
-        let rows = deps.store.take_outbox(limit, deps.config.background.publish_grace * HOLD).await?;
+        let rows = deps.store.take_outbox(limit, JOBS, deps.config.background.publish_grace * HOLD).await?;
+        let jobs: usize = rows.iter().map(|row| row.job_ids.len()).sum();
+        let is_full = rows.len() as i64 == ROWS || jobs as i64 >= JOBS;
         let (dead_letters, wake_ups): (Vec<Row>, Vec<Row>) =
             rows.into_iter().partition(|row| row.kind == "dead-letter");
-        let taken = dead_letters.len() + wake_ups.len();
         self.publish_wake_ups(wake_ups).await?;
         for row in dead_letters {
             let mut acked = dead_letters::publish(deps, &row).await?;
@@ -81,7 +92,7 @@ impl Relay {
             }
             self.settle(&[row], acked.into_iter()).await?;
         }
-        Ok(taken)
+        Ok(if is_full { Taken::Full } else { Taken::All })
     }
 
     async fn publish_wake_ups(&self, rows: Vec<Row>) -> Result<(), Error> {

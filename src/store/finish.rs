@@ -128,7 +128,7 @@ const FENCE: &str = "AND j.run = ($2::int8[])[width_bucket(j.id, $1::uuid[])]";
 /// For the deliberate bug without it; what is bound must be spoken of.
 const NO_FENCE: &str = "AND $2::int8[] IS NOT NULL";
 
-const READ_BACK: &str = "SELECT id, run, status FROM all_jobs WHERE id = ANY($1)";
+const READ_BACK: &str = "SELECT id, run, status FROM jobs_by_id($1)";
 
 struct End<'a> {
     id: JobId,

@@ -17,6 +17,7 @@ pub mod migrate;
 pub mod notes;
 pub mod outbox;
 pub mod outside;
+mod places;
 pub mod query;
 pub mod rearm;
 pub mod retention;

@@ -15,22 +15,31 @@ pub struct Row {
     pub targets: Vec<String>,
 }
 
-/// Takes due rows for `$2` ms: another relay sees them again only after that, and a crash in between loses nothing.
+/// Takes due rows for `$2` ms: another relay sees them again only after that, and a crash in between loses nothing. At
+/// most `$1` rows, and no further one once they have `$3` jobs. The ids are an array: a subquery would run once per row
+/// of the outbox, and more would be taken than the limit.
 const TAKE: &str = r#"
+WITH due AS MATERIALIZED (
+    SELECT id, publish_at, cardinality(job_ids) AS n FROM outbox WHERE publish_at <= clock_timestamp()
+    ORDER BY publish_at LIMIT $1 FOR UPDATE SKIP LOCKED
+), sums AS (
+    SELECT id, sum(n) OVER (ORDER BY publish_at, id) - n AS before FROM due
+)
 UPDATE outbox SET publish_at = clock_timestamp() + $2 * interval '1 millisecond'
-WHERE id IN (SELECT id FROM outbox WHERE publish_at <= clock_timestamp() ORDER BY publish_at LIMIT $1 FOR UPDATE SKIP LOCKED)
+WHERE id = ANY (ARRAY(SELECT id FROM sums WHERE before < $3))
 RETURNING id, kind, job_ids, targets"#;
 
 /// NULL when there is none, negative when one is overdue.
 const NEXT: &str = "SELECT (extract(epoch FROM min(publish_at) - clock_timestamp()) * 1000000)::int8 FROM outbox";
 
 impl Store {
-    /// Takes up to `limit` due rows for `hold`.
+    /// Takes due rows for `hold`: at most `rows`, and no further one once they have so many `jobs`.
     ///
     /// # Errors
     /// As for every statement.
-    pub async fn take_outbox(&self, limit: i64, hold: Duration) -> Result<Vec<Row>, Error> {
-        self.hot_all("take outbox rows", sqlx::query_as(TAKE).bind(limit).bind(hold.as_millis() as i64)).await
+    pub async fn take_outbox(&self, rows: i64, jobs: i64, hold: Duration) -> Result<Vec<Row>, Error> {
+        let query = sqlx::query_as(TAKE).bind(rows).bind(hold.as_millis() as i64).bind(jobs);
+        self.hot_all("take outbox rows", query).await
     }
 
     /// Time until the next row is due; `None` when the outbox is empty.

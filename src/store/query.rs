@@ -14,6 +14,9 @@ use super::{
 };
 use crate::job::{Status, model::JobId};
 
+/// Not through the view: that opens all partitions of finished jobs.
+const BY_ID: &str = "SELECT * FROM jobs_by_id($1)";
+
 /// Which jobs a list shows.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Filter {
@@ -66,10 +69,8 @@ impl Store {
     /// # Errors
     /// As for every statement.
     pub async fn job(&self, id: JobId) -> Result<Option<Model>, Error> {
-        self.check_migrated()?;
-        let db = self.orm();
-        let read = Entity::find().filter(Column::Id.eq(id)).one(&db);
-        within("read a job", async { read.await.map_err(|e| Error::orm("read a job", e)) }).await
+        let query = sqlx::query_as(BY_ID).bind(vec![id]);
+        Ok(self.read_answer("read a job", query).await?.pop())
     }
 
     /// Jobs by id, in no order; unknown ids are left out.
@@ -77,10 +78,7 @@ impl Store {
     /// # Errors
     /// As for every statement.
     pub async fn jobs(&self, ids: &[Uuid]) -> Result<Vec<Model>, Error> {
-        self.check_migrated()?;
-        let db = self.orm();
-        let read = Entity::find().filter(Column::Id.eq_any(ids.to_vec())).all(&db);
-        within("read jobs", async { read.await.map_err(|e| Error::orm("read jobs", e)) }).await
+        self.read_answer("read jobs", sqlx::query_as(BY_ID).bind(ids)).await
     }
 
     /// The newest jobs first. The page ends early when its rows would pass `budget` bytes; at least one row is given.

@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
+use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
-use super::{Error, Store};
+use super::{Error, Store, places};
 
-/// The run number is kept, so that a late write of an old run stays recognisable.
+/// The run number is kept, so that a late write of an old run stays recognisable. `{place}` names the partition.
 const RETRY: &str = r#"
 WITH back AS (
-    DELETE FROM finished_jobs WHERE id = $1 AND status IN ('failed', 'cancelled') AND ($4::text IS NULL OR type = $4) RETURNING *
+    DELETE FROM finished_jobs WHERE id = $1 AND {place} AND ($4::text IS NULL OR type = $4) RETURNING *
 ), live AS (
     INSERT INTO jobs (id, type, priority, max_attempts, run, timeout_ms, tags, idempotency_key, payload, errors, created_at)
     SELECT id, type, priority, max_attempts, run, timeout_ms, tags, idempotency_key, payload, errors, created_at FROM back
@@ -36,9 +37,18 @@ impl Store {
         job_type: Option<&str>,
         publish_grace: Duration,
     ) -> Result<Option<(Uuid, String)>, Error> {
+        let place = self.places(&[id]).await?.pop();
+        let Some(place) = place.filter(|place| ["failed", "cancelled"].contains(&place.status.as_str())) else {
+            return Ok(None);
+        };
         let outbox_id = Uuid::now_v7();
-        let query =
-            sqlx::query_as(RETRY).bind(id).bind(outbox_id).bind(publish_grace.as_millis() as i64).bind(job_type);
+        let retry = RETRY.replace("{place}", &places::within(&place));
+        let query = sqlx::query_as(AssertSqlSafe(retry))
+            .persistent(false)
+            .bind(id)
+            .bind(outbox_id)
+            .bind(publish_grace.as_millis() as i64)
+            .bind(job_type);
         let rows: Vec<(String,)> = self.hot_answer("retry by hand", query).await?;
         Ok(rows.into_iter().next().map(|(target,)| (outbox_id, target)))
     }

@@ -42,6 +42,7 @@ mod leaf;
 mod list;
 mod load;
 mod login;
+mod lookups;
 mod many;
 mod micro;
 mod migrations;
