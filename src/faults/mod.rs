@@ -1,4 +1,4 @@
-//! Faults on purpose, for the suite that attacks the service: points at which the process dies, deliberate bugs, and a
+//! Faults on purpose, for the suite that attacks the service: points at which the process dies or a task panics, deliberate bugs, and a
 //! handler that misbehaves.
 //!
 //! Nothing of it is in a program that is built without the feature `faults`, which only this crate's own tests switch on:
@@ -42,20 +42,37 @@ mod on {
     use super::Mutant;
 
     /// `QUEUE_CRASH_AT=name:nth`, counted from 1.
-    static CRASH: LazyLock<Option<(String, u64)>> = LazyLock::new(|| {
-        let text = std::env::var("QUEUE_CRASH_AT").ok()?;
-        let (name, nth) = text.split_once(':').unwrap_or((&text, "1"));
-        Some((name.to_owned(), nth.parse().ok()?))
-    });
-    static PASSED: AtomicU64 = AtomicU64::new(0);
+    static CRASH: LazyLock<Option<Point>> = LazyLock::new(|| Point::from_env("QUEUE_CRASH_AT"));
+    /// `QUEUE_PANIC_AT=name:nth`, as well.
+    static PANIC: LazyLock<Option<Point>> = LazyLock::new(|| Point::from_env("QUEUE_PANIC_AT"));
     static MUTANT: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("QUEUE_MUTANT").ok());
 
-    /// Dies here as by `kill -9` when the environment says so: nothing is unwound, flushed or told.
+    struct Point {
+        name: String,
+        nth: u64,
+        passed: AtomicU64,
+    }
+
+    impl Point {
+        fn from_env(variable: &str) -> Option<Self> {
+            let text = std::env::var(variable).ok()?;
+            let (name, nth) = text.split_once(':').unwrap_or((&text, "1"));
+            Some(Self { name: name.to_owned(), nth: nth.parse().ok()?, passed: AtomicU64::new(0) })
+        }
+
+        fn is_reached_at(&self, name: &str) -> bool {
+            self.name == name && self.passed.fetch_add(1, Ordering::SeqCst) + 1 == self.nth
+        }
+    }
+
+    /// When the environment says so, the process dies here as by `kill -9`: nothing is unwound, flushed or told. Or the
+    /// task panics.
     pub fn crash_point(name: &str) {
-        let Some((wanted, nth)) = CRASH.as_ref() else { return };
-        if wanted == name && PASSED.fetch_add(1, Ordering::SeqCst) + 1 == *nth {
+        if CRASH.as_ref().is_some_and(|point| point.is_reached_at(name)) {
             let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
         }
+        let panics = PANIC.as_ref().is_some_and(|point| point.is_reached_at(name));
+        assert!(!panics, "a test has asked for it at {name}");
     }
 
     pub use super::handler::with_misbehaviour;

@@ -148,7 +148,7 @@ impl Lane {
                 }
                 // The ids are ours, so a repetition can't write a job twice, even if only the answer was lost.
                 Err(e) if e.is_transient() && since.elapsed() < PATIENCE => {
-                    std::mem::take(&mut starts).unheard();
+                    std::mem::take(&mut starts).give_up();
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
                 // One row that the database refuses must not harm its neighbours.
@@ -168,7 +168,7 @@ impl Lane {
                     return jobs.iter().map(|_| Ok(Enqueued::Accepted)).collect();
                 }
                 Err(e) => {
-                    starts.unheard();
+                    starts.give_up();
                     let error = ApiError::from(e);
                     return jobs.iter().map(|_| Err(error.clone())).collect();
                 }

@@ -7,14 +7,9 @@ use serde_json::value::RawValue;
 use sqlx::{FromRow, Row, postgres::PgRow, types::Json};
 use uuid::Uuid;
 
-use super::{
-    Error, Store,
-    finish::{Retried, Settlement, WakeUp},
-    sweep::Freed,
-    types::is_not_paused,
-};
+use super::{Error, Store, finish::WakeUp, sweep::Freed, types::is_not_paused};
 use crate::faults::{self, Mutant};
-use crate::job::{Lane, Trace, Verdict, model::JobId};
+use crate::job::{Lane, Trace, model::JobId};
 
 /// A job that this worker holds for one run.
 #[derive(Debug)]
@@ -193,7 +188,7 @@ impl Store {
     /// The answers come in the order of `wanted`; of equal ids one wins at most.
     ///
     /// # Errors
-    /// As for every statement; jobs may have been claimed all the same when the answer was lost. [`Store::held_by`]
+    /// As for every statement; jobs may have been claimed all the same when the answer was lost. [`Store::held_besides`]
     /// tells which.
     pub async fn claim(&self, wanted: &[(JobId, String)], worker_id: &str) -> Result<Round, Error> {
         self.claim_among(wanted, worker_id, None, Suspects::Left).await
@@ -244,31 +239,6 @@ impl Store {
             why = self.why_not(wanted, &won).await?;
         }
         Ok(Round { id, claims: answers(wanted, won, &why, suspects), freed })
-    }
-
-    /// Which of `ids` this worker holds, with the number of the run.
-    ///
-    /// # Errors
-    /// As for every statement.
-    pub async fn held_by(&self, worker_id: &str, ids: &[JobId]) -> Result<Vec<(JobId, i64)>, Error> {
-        let sql = "SELECT id, run FROM jobs WHERE id = ANY($1) AND status = 'processing' AND worker_id = $2";
-        self.hot_all("find unheard claims", sqlx::query_as(sql).bind(ids).bind(worker_id)).await
-    }
-
-    /// Sends runs that never began back to pending; their attempts are not spent.
-    ///
-    /// # Errors
-    /// As for every statement; to be repeated then.
-    pub async fn hand_back(&self, runs: &[(JobId, i64)]) -> Result<(), Error> {
-        let back = |(id, run): &(JobId, i64)| Settlement {
-            id: *id,
-            run: *run,
-            verdict: Verdict::HandBack { delay: Duration::ZERO },
-            // The message may have been lost together with the answer.
-            wake_up: WakeUp::Outbox,
-        };
-        let settlements: Vec<_> = runs.iter().map(back).collect();
-        self.finish(&settlements, Retried::Yes).await.map(|_| ())
     }
 
     async fn claim_once(

@@ -198,7 +198,7 @@ impl Store {
     ///
     /// # Errors
     /// As for every statement; nothing of the batch is written then, unless the answer to the commit was lost.
-    /// [`Store::held_by`] tells which of those that were to start have been written as runs.
+    /// [`Store::held_besides`] tells which of those that were to start have been written as runs.
     pub async fn enqueue(
         &self,
         jobs: &[NewJob],

@@ -1,9 +1,10 @@
-//! What workers have in hand, by the claims that brought it. Written with each claim ([`super::claim`]); nothing decides by
-//! it, it only tells lists, and whoever frees the jobs of dead workers, where to look.
+//! What workers have in hand, by the claims that brought it. Written with each claim ([`super::claim`]). It tells lists,
+//! whoever frees the jobs of dead workers, and a worker that looks for what it has forgotten, where to look. Whether a job
+//! is held its row says.
 
 use uuid::Uuid;
 
-use super::{Error, Store};
+use super::{Error, Store, sweep::LostRun};
 use crate::faults::{self, Mutant};
 use crate::job::model::JobId;
 
@@ -22,7 +23,35 @@ const OF_THE_DEAD: &str = "SELECT h.id, h.job_ids FROM held h
 const REMOVE_OF_THE_DEAD: &str = "DELETE FROM held h USING workers w
     WHERE h.id = ANY($1) AND w.id = h.worker_id AND w.expires_at < clock_timestamp() RETURNING h.id";
 
+/// What `$1` holds besides `$2`. Jobs are looked up by their ids, and only those that are not in `$2`: in quiet times none.
+const BESIDES: &str = r#"
+WITH of_claims AS MATERIALIZED (
+    SELECT h.id AS claim, unnest(h.job_ids) AS id FROM held h WHERE h.worker_id = $1
+)
+SELECT j.id, j.run, j.type, j.attempt, j.max_attempts, j.worker_id,
+       (SELECT c.claim FROM of_claims c WHERE c.id = j.id LIMIT 1) AS claim
+FROM jobs j
+WHERE j.id = ANY (ARRAY(SELECT id FROM of_claims EXCEPT SELECT unnest($2::uuid[])))
+  AND j.status = 'processing' AND j.worker_id = $1 AND j.lease_until IS NULL"#;
+
+/// A run that a worker holds by the database's account.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub struct HeldRun {
+    /// Which brought it.
+    pub claim: Uuid,
+    #[sqlx(flatten)]
+    pub run: LostRun,
+}
+
 impl Store {
+    /// The runs that `worker_id` holds, save for those of the jobs in `in_hand`.
+    ///
+    /// # Errors
+    /// As for every statement.
+    pub async fn held_besides(&self, worker_id: &str, in_hand: &[JobId]) -> Result<Vec<HeldRun>, Error> {
+        self.hot_all("compare what is held", sqlx::query_as(BESIDES).bind(worker_id).bind(in_hand)).await
+    }
+
     /// Some claims of workers whose lease ran out, with the jobs that they may still hold by them.
     ///
     /// # Errors

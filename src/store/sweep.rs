@@ -34,17 +34,18 @@ WHERE lease_until IS NOT NULL AND status = 'processing'
   AND (lease_until < clock_timestamp() OR cancel_requested_at < clock_timestamp() - $2 * interval '1 millisecond')
 LIMIT $1"#;
 
-#[derive(sqlx::FromRow)]
-struct Lost {
-    id: Uuid,
-    r#type: String,
-    run: i64,
-    attempt: i16,
-    max_attempts: i16,
-    worker_id: String,
+/// A run whose holder is not going to end it.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub struct LostRun {
+    pub id: Uuid,
+    pub r#type: String,
+    pub run: i64,
+    pub attempt: i16,
+    pub max_attempts: i16,
+    pub worker_id: String,
 }
 
-/// A job that was taken from a dead worker.
+/// A job whose run was lost, and which was taken from its worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Freed {
     pub id: Uuid,
@@ -67,10 +68,24 @@ impl Store {
     pub async fn release_lost(&self, ids: &[Uuid], wake_up: WakeUp) -> Result<Vec<Freed>, Error> {
         let expired = "AND coalesce(j.lease_until, w.expires_at, '-infinity') < clock_timestamp()";
         let find = faults::statement(Mutant::LeaseIgnored, LOST, expired, "");
-        let mut lost: Vec<Lost> = self.hot_all("find lost runs", sqlx::query_as(find).bind(ids)).await?;
+        let lost: Vec<LostRun> = self.hot_all("find lost runs", sqlx::query_as(find).bind(ids)).await?;
+        let message = |row: &LostRun| format!("the worker {} vanished during attempt {}", row.worker_id, row.attempt);
+        self.end_lost(lost, message, wake_up).await
+    }
+
+    /// Ends runs as lost: each becomes an error with that message, and its job goes back to pending, or to its end when that
+    /// was its last attempt. Returns those that were still held, to be told.
+    ///
+    /// # Errors
+    /// As for every statement.
+    pub async fn end_lost(
+        &self,
+        mut lost: Vec<LostRun>,
+        message: impl Fn(&LostRun) -> String,
+        wake_up: WakeUp,
+    ) -> Result<Vec<Freed>, Error> {
         lost.sort_by_key(|row| row.id);
-        let message = |row: &Lost| format!("the worker {} vanished during attempt {}", row.worker_id, row.attempt);
-        let settle = |row: &Lost| {
+        let settle = |row: &LostRun| {
             let failure = Failure::new(FailureKind::Lost, message(row));
             let verdict = if row.attempt < row.max_attempts {
                 Verdict::Retry { failure, delay: Duration::ZERO }
@@ -81,7 +96,7 @@ impl Store {
         };
         let settlements: Vec<_> = lost.iter().map(settle).collect();
         let recorded = self.finish(&settlements, Retried::No).await?;
-        let freed = |(row, recorded): (Lost, Recorded)| match recorded {
+        let freed = |(row, recorded): (LostRun, Recorded)| match recorded {
             Recorded::As(status) => Some(Freed {
                 id: row.id,
                 message: message(&row),
@@ -94,6 +109,22 @@ impl Store {
             Recorded::LeaseLost => None,
         };
         Ok(lost.into_iter().zip(recorded).filter_map(freed).collect())
+    }
+
+    /// Sends runs that never began back to pending; their attempts are not spent.
+    ///
+    /// # Errors
+    /// As for every statement; to be repeated then.
+    pub async fn hand_back(&self, runs: &[LostRun]) -> Result<(), Error> {
+        let back = |row: &LostRun| Settlement {
+            id: row.id,
+            run: row.run,
+            verdict: Verdict::HandBack { delay: Duration::ZERO },
+            // The message may have been lost together with the answer, and who was started when written had none.
+            wake_up: WakeUp::Outbox,
+        };
+        let settlements: Vec<_> = runs.iter().map(back).collect();
+        self.finish(&settlements, Retried::No).await.map(|_| ())
     }
 
     /// Up to `limit` jobs whose worker has a lease that ran out.

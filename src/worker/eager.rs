@@ -186,10 +186,10 @@ impl Starts {
         self.shared().map(|shared| &*shared.id)
     }
 
-    /// Nobody knows what was written: it is looked for, and handed back.
-    pub fn unheard(self) {
+    /// Nobody knows what was written: it is looked for soon, and handed back.
+    pub fn give_up(self) {
         if let Some(shared) = self.shared() {
-            shared.unheard.note(self.taken.iter().flatten().map(|taken| taken.in_hand.run.id));
+            shared.doubt.notify_one();
         }
     }
 

@@ -1,5 +1,5 @@
 //! Keeps the database's account of what this worker has in hand short: claims whose jobs have ended are removed behind
-//! them. Nobody waits for it, and nothing decides by it.
+//! them. Nobody waits for it. What this worker has forgotten stays on record until [`super::reconcile`] has looked after it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -35,6 +35,12 @@ struct Behind {
 impl Held {
     pub fn note(&self, claim: Uuid, jobs: Vec<JobId>) {
         self.lock().insert(claim, jobs);
+        self.noted.notify_one();
+    }
+
+    /// Takes over a claim that is on record and may not be known here, since its answer got lost.
+    pub fn adopt(&self, claim: Uuid, jobs: impl FnOnce() -> Vec<JobId>) {
+        self.lock().entry(claim).or_insert_with(jobs);
         self.noted.notify_one();
     }
 

@@ -10,6 +10,7 @@ mod line;
 mod lineup;
 pub(crate) mod outcomes;
 mod puller;
+mod reconcile;
 mod record;
 pub(crate) mod run;
 mod running;
@@ -63,8 +64,9 @@ pub(crate) struct Shared {
     pub id: String,
     pub deps: Deps,
     pub claims: claims::Claims,
-    pub unheard: Arc<claims::Unheard>,
     pub held: Arc<held::Held>,
+    /// Rung when a claim got no answer: what it has won is looked for sooner.
+    pub doubt: Arc<Notify>,
     /// Taken by the one run that may be what killed workers before.
     pub suspect: tokio::sync::Semaphore,
     pub outcomes: outcomes::Outcomes,
@@ -102,11 +104,11 @@ impl Worker {
         let heartbeat = Heartbeat::start(&deps, id.clone())?;
         // Without a lease every claim would look like the run of a dead worker.
         heartbeat.first_beat().await;
-        let (unheard, held) = (Arc::default(), Arc::default());
+        let (held, doubt) = (Arc::default(), Arc::default());
         let shared = Arc::new(Shared {
-            claims: claims::start(&deps, &id, &unheard, &held, &batch_tasks),
-            unheard,
+            claims: claims::start(&deps, &id, &held, &doubt, &batch_tasks),
             held,
+            doubt,
             suspect: tokio::sync::Semaphore::new(1),
             outcomes: outcomes::start("outcomes", &deps.store, &batch_tasks),
             running: Running::default(),
@@ -125,7 +127,7 @@ impl Worker {
         }
         keep!("cancels", running::obey_cancels);
         keep!("signs-of-life", running::speak_for_runs);
-        keep!("unheard", claims::hand_back_unheard);
+        keep!("reconcile", reconcile::work);
         keep!("held", held::follow);
         let mut lineup = lineup::Lineup::new(shared.clone(), pullers.clone(), stop_pulling.clone());
         lineup.update().await?;

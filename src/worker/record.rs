@@ -27,6 +27,9 @@ pub(super) async fn record(shared: &Shared, run: &Run, job: &Claimed, verdict: V
     };
     let settlement = Settlement { id: job.id, run: job.run, verdict, wake_up };
     let recorded = shared.outcomes.submit(settlement).await;
+    if recorded.is_ok() {
+        run.settle();
+    }
     crash_point("after_finish_commit");
     run.let_go();
     match recorded {

@@ -91,7 +91,7 @@ async fn claim<'a>(shared: &'a Shared, run: &Arc<Run>) -> Option<(Box<Claimed>, 
     {
         turn = Some(free);
         // Boxed, like all that is rare here: a task is as large as the largest thing that it may ever wait for.
-        let claimed = Box::pin(shared.unheard.claim_alone(shared, run)).await;
+        let claimed = Box::pin(super::claims::claim_alone(shared, run)).await;
         claim = claimed.inspect_err(|e| tracing::warn!("could not claim: {}", chain(e))).unwrap_or_default();
     }
     if let Some(Claim::Won(job)) = claim {
@@ -117,6 +117,8 @@ async fn carry_out_won(
 ) {
     let (outcome, _unrecorded) = match slot_for(run, place).await {
         Ok(slot) => {
+            crash_point("before_handler");
+            run.begin();
             let outcome = match run_handler(shared, known, run, &job).await {
                 End::Settled(outcome) => outcome,
                 End::Outside { left } => return Box::pin(leave_outside(shared, known, run, &job, left)).await,
@@ -268,6 +270,7 @@ async fn leave_outside(shared: &Shared, known: &Known, run: &Arc<Run>, job: &Cla
             }
         }
     };
+    run.settle();
     run.let_go();
     // Else it is over already, or somebody else's, and the message with it.
     if ours {

@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
     time::Duration,
 };
@@ -51,6 +51,8 @@ pub(crate) struct Run {
     pub notes: Mutex<Arc<Notes>>,
     /// Off before the message is answered: progress after a nak would cancel its delay.
     keep_alive: Mutex<bool>,
+    begun: AtomicBool,
+    settled: AtomicBool,
 }
 
 impl Run {
@@ -64,6 +66,8 @@ impl Run {
             claimed: Mutex::default(),
             notes: Mutex::default(),
             keep_alive: Mutex::new(true),
+            begun: AtomicBool::new(false),
+            settled: AtomicBool::new(false),
         }
     }
 
@@ -116,7 +120,17 @@ impl Run {
         *self.claimed.lock().unwrap_or_else(PoisonError::into_inner) = (run, attempt);
     }
 
-    fn claimed(&self) -> (i64, u16) {
+    /// The handler is about to start.
+    pub fn begin(&self) {
+        self.begun.store(true, Ordering::SeqCst);
+    }
+
+    /// The run is over by the database's account, or is no longer this worker's.
+    pub fn settle(&self) {
+        self.settled.store(true, Ordering::SeqCst);
+    }
+
+    pub fn claimed(&self) -> (i64, u16) {
         *self.claimed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -138,46 +152,65 @@ impl InHand {
 impl Drop for InHand {
     fn drop(&mut self) {
         self.run.let_go();
-        self.shared.running.remove(self.key);
+        self.shared.running.remove(self.key, &self.run);
     }
 }
 
-/// All runs in hand. The key is a number of our own: one job may be in hand twice, by two messages.
+/// All runs in hand, and those that were dropped before their end was recorded.
 #[derive(Default)]
 pub(crate) struct Running {
-    runs: Mutex<(u64, HashMap<u64, Arc<Run>>)>,
+    runs: Mutex<Runs>,
     changed: Notify,
 }
 
+#[derive(Default)]
+pub(super) struct Runs {
+    last_key: u64,
+    /// By a number of our own: one job may be in hand twice, by two messages.
+    pub in_hand: HashMap<u64, Arc<Run>>,
+    pub forgotten: HashMap<(Uuid, i64), Forgotten>,
+}
+
+/// A run that nobody here has in hand, and that this worker holds by the database's account. See [`super::reconcile`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Forgotten {
+    /// Whether its handler has started.
+    pub begun: bool,
+    pub since: Instant,
+    /// How many looks in a row have missed it.
+    pub missed: u32,
+}
+
 impl Running {
-    fn add(&self, run: Arc<Run>) -> u64 {
+    pub(super) fn add(&self, run: Arc<Run>) -> u64 {
         let mut runs = self.lock();
-        runs.0 += 1;
-        let key = runs.0;
-        runs.1.insert(key, run);
+        runs.last_key += 1;
+        let key = runs.last_key;
+        runs.in_hand.insert(key, run);
         key
     }
 
-    fn remove(&self, key: u64) {
+    pub(super) fn remove(&self, key: u64, run: &Run) {
         let mut runs = self.lock();
-        runs.1.remove(&key);
-        if runs.1.is_empty() {
+        let number = run.claimed().0;
+        if number > 0 && !run.settled.load(Ordering::SeqCst) {
+            let begun = run.begun.load(Ordering::SeqCst);
+            runs.forgotten.insert((run.id, number), Forgotten { begun, since: Instant::now(), missed: 0 });
+        }
+        runs.in_hand.remove(&key);
+        if runs.in_hand.is_empty() {
             self.changed.notify_waiters();
         }
     }
 
-    /// The jobs of all runs in hand.
+    /// The jobs that this worker may hold: of all runs in hand, and of those that were dropped before their end.
     pub fn ids(&self) -> HashSet<Uuid> {
-        self.lock().1.values().map(|run| run.id).collect()
-    }
-
-    /// Whether this is a run of ours whose outcome has not been written yet.
-    pub fn holds(&self, id: Uuid, number: i64) -> bool {
-        self.lock().1.values().any(|run| run.id == id && run.claimed().0 == number)
+        let runs = self.lock();
+        runs.in_hand.values().map(|run| run.id).chain(runs.forgotten.keys().map(|(id, _)| *id)).collect()
     }
 
     pub fn interrupt_all(&self) {
-        self.lock().1.values().for_each(|run| run.stop(StopCause::Drain));
+        self.lock().in_hand.values().for_each(|run| run.stop(StopCause::Drain));
     }
 
     pub async fn wait_empty(&self) {
@@ -185,7 +218,7 @@ impl Running {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if self.lock().1.is_empty() {
+            if self.lock().in_hand.is_empty() {
                 return;
             }
             changed.await;
@@ -193,10 +226,10 @@ impl Running {
     }
 
     fn all(&self) -> Vec<Arc<Run>> {
-        self.lock().1.values().cloned().collect()
+        self.lock().in_hand.values().cloned().collect()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, (u64, HashMap<u64, Arc<Run>>)> {
+    pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, Runs> {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

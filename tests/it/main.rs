@@ -61,6 +61,7 @@ mod publication;
 mod publish;
 mod pull;
 mod receiver;
+mod reconcile;
 mod retry;
 mod rollback;
 mod rolling;

@@ -95,6 +95,8 @@ async fn no_statement_of_the_hot_path_walks_through_a_table() {
     store.claim(&wanted[1..2], "worker").await.unwrap();
     store.release_lost(&[jobs[1].id], sweep::WakeUp::NotNeeded).await.unwrap();
     store.cancel(jobs[1].id, None, None).await.unwrap();
+    // Those that were written as started.
+    assert_eq!(store.held_besides("worker", &[]).await.unwrap().len(), 600);
     store.job(jobs[0].id).await.unwrap().expect("it is there");
     // What connections have counted is told when they end.
     store.close().await;

@@ -68,6 +68,7 @@ async fn each_task_that_panics_starts_again_and_jobs_still_run() {
         "outcomes",
         "publisher",
         "puller probe",
+        "reconcile",
         "relay",
         "replies",
         "retention",
