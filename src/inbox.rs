@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     broker::{
+        findings::Stream,
         publish::Outgoing,
         pull::{AckHandle, LanePull},
     },
@@ -131,6 +132,7 @@ async fn set_aside(ops: &Ops, message: &Message, ack: &AckHandle, refused: &ApiE
         false => message.payload.clone(),
     };
     let outgoing = Outgoing {
+        stream: Stream::InboxDeadLetters,
         subject: broker.subjects.inbox_dead_letter(token),
         message_id: Some(place(ops, ack)),
         headers,

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{Deps, Error};
 use crate::{
-    broker::publish::Outgoing,
+    broker::{findings::Stream, publish::Outgoing},
     ops::wire::Job,
     store::{entity::job::Model, outbox::Row},
 };
@@ -37,6 +37,7 @@ fn letter(deps: &Deps, jobs: &[Model], id: Uuid, target: &str) -> Option<Outgoin
     let job = Job::from(jobs.iter().find(|job| job.id == id)?.clone());
     let limit = deps.broker.jetstream.max_payload().saturating_sub(FRAME);
     Some(Outgoing {
+        stream: Stream::DeadLetters,
         subject: deps.broker.subjects.dead_letter(job_type),
         message_id: Some(format!("{id}:{run}")),
         headers: Vec::new(),

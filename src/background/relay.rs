@@ -9,9 +9,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Deps, Error, dead_letters, report};
 use crate::{
-    broker::publish::Outgoing,
+    broker::{findings::Stream, publish::Outgoing},
     faults::{self, Mutant, crash_point},
-    store::outbox::Row,
+    store::outbox::{Kind, Row},
 };
 
 /// Rows taken at once; of those that SQL's `enqueue` writes, each has one job.
@@ -76,13 +76,13 @@ impl Relay {
         if !deps.broker.is_connected() {
             return Ok(Taken::All);
         }
+        let Some(only) = self.publishable() else { return Ok(Taken::All) };
         // While acknowledgements are missing one row is enough to see whether they come again.
         let limit = if deps.publisher.trouble().is_some() { 1 } else { ROWS };
-        let rows = deps.store.take_outbox(limit, JOBS, deps.config.background.publish_grace * HOLD).await?;
+        let rows = deps.store.take_outbox(limit, JOBS, deps.config.background.publish_grace * HOLD, only).await?;
         let jobs: usize = rows.iter().map(|row| row.job_ids.len()).sum();
         let is_full = rows.len() as i64 == ROWS || jobs as i64 >= JOBS;
-        let (dead_letters, wake_ups): (Vec<Row>, Vec<Row>) =
-            rows.into_iter().partition(|row| row.kind == "dead-letter");
+        let (dead_letters, wake_ups): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(|row| row.is(Kind::DeadLetter));
         self.publish_wake_ups(wake_ups).await?;
         for row in dead_letters {
             let mut acked = dead_letters::publish(deps, &row).await?;
@@ -93,6 +93,17 @@ impl Relay {
             self.settle(&[row], acked.into_iter()).await?;
         }
         Ok(if is_full { Taken::Full } else { Taken::All })
+    }
+
+    /// What there is a stream for: all, or one kind alone. `None`: nothing. The others' rows wait until it is there.
+    fn publishable(&self) -> Option<Option<Kind>> {
+        let broker = &self.0.broker;
+        match (broker.is_refused(Stream::WakeUps), broker.is_refused(Stream::DeadLetters)) {
+            (false, false) => Some(None),
+            (false, true) => Some(Some(Kind::WakeUp)),
+            (true, false) => Some(Some(Kind::DeadLetter)),
+            (true, true) => None,
+        }
     }
 
     async fn publish_wake_ups(&self, rows: Vec<Row>) -> Result<(), Error> {
@@ -128,11 +139,9 @@ impl Relay {
     /// Until the next row is due, but not longer than `period`, since other replicas write rows as well.
     async fn pause(&self, period: Duration) -> Duration {
         // Nothing was taken, however much is due.
-        if !self.0.broker.is_connected() {
-            return period;
-        }
+        let Some(only) = self.publishable().filter(|_| self.0.broker.is_connected()) else { return period };
         // When the database is away the next round says so.
-        let next = self.0.store.next_outbox().await.unwrap_or_default();
+        let next = self.0.store.next_outbox(only).await.unwrap_or_default();
         // Not at once: a due row that is there now can't be published, or another relay has it.
         next.unwrap_or(period).clamp(Duration::from_millis(5), period.max(Duration::from_millis(5)))
     }

@@ -3,7 +3,7 @@
 use tokio_util::sync::CancellationToken;
 
 use super::{Deps, Error, repeat, wake_ups};
-use crate::{ops::lost, store::sweep::SLICE};
+use crate::{broker::findings::Stream, ops::lost, store::sweep::SLICE};
 
 /// The duty; see the module.
 pub struct Sweep(Deps);
@@ -30,9 +30,12 @@ impl Sweep {
         self.free_jobs_of_the_dead().await?;
         let Deps { store, broker, relay, config, .. } = &self.0;
         lost::end_outside(store, broker, relay, config.worker.cancel_grace).await?;
-        wake_ups::rearm_lost(&self.0, config.background.overdue).await?;
         store.forget_dead_workers().await?;
         store.forget_held().await?;
+        // The only part that needs the stream; where the broker refuses it, that is noted there.
+        if !broker.is_refused(Stream::WakeUps) {
+            wake_ups::rearm_lost(&self.0, config.background.overdue).await?;
+        }
         Ok(())
     }
 

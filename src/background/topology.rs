@@ -11,9 +11,12 @@ use futures_util::{StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 
 use super::{AT_ONCE, Deps, Error, repeat, wake_ups};
+use crate::broker::{Broker, findings::Stream, topology::WorkStream};
 
 /// How often it is asked whether there is a reason to look.
 const TICK: Duration = Duration::from_millis(500);
+/// When what the broker refused is asked for again, at the latest.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// The duty; see the module.
 pub struct Topology {
@@ -50,14 +53,30 @@ impl Topology {
         Self { deps, seen: Mutex::default() }
     }
 
-    /// Makes and mends everything. After the work stream was lost, all that is due and was in it is put back into the outbox.
+    /// Makes and mends everything. After the work stream was lost, all that is due and was in it is put back into the
+    /// outbox. What the broker refuses is noted by it, and holds up nothing else.
     ///
     /// # Errors
     /// The broker or the database is away; the next call goes on.
     pub async fn run_once(&self) -> Result<(), Error> {
         let broker = &self.deps.broker;
-        let connects = broker.connects();
-        let work = broker.ensure_streams().await?;
+        let (connects, refused) = (broker.connects(), refused(broker));
+        let looked = match broker.ensure_work_stream().await? {
+            Some(work) => self.look_at_lanes(work).await,
+            None => Ok(()),
+        };
+        broker.ensure_other_streams().await?;
+        if refused.into_iter().any(|stream| !broker.is_refused(stream)) {
+            self.deps.relay.notify_one();
+        }
+        looked?;
+        let mut seen = self.lock();
+        (seen.connects, seen.looked) = (connects, Some(Instant::now()));
+        Ok(())
+    }
+
+    async fn look_at_lanes(&self, work: WorkStream) -> Result<(), Error> {
+        let broker = &self.deps.broker;
         let is_new = self.lock().created.as_ref().is_some_and(|created| *created != work.created);
         if is_new {
             tracing::warn!("the stream of wake-ups was made anew: publishing again what is due and lost with it");
@@ -72,10 +91,7 @@ impl Topology {
             wake_ups::rearm_lost(&self.deps, Duration::ZERO).await?;
         }
         self.lock().created = Some(work.created);
-        made.into_iter().collect::<Result<(), _>>()?;
-        let mut seen = self.lock();
-        (seen.connects, seen.looked) = (connects, Some(Instant::now()));
-        Ok(())
+        Ok(made.into_iter().collect::<Result<(), _>>()?)
     }
 
     fn has_reason(&self) -> bool {
@@ -83,12 +99,20 @@ impl Topology {
         if !broker.is_connected() {
             return false;
         }
+        let mut period = self.deps.config.background.sweep;
+        if broker.has_findings() {
+            period = period.min(AGAIN);
+        }
         let seen = self.lock();
-        let overdue = seen.looked.is_none_or(|at| at.elapsed() > self.deps.config.background.sweep);
+        let overdue = seen.looked.is_none_or(|at| at.elapsed() > period);
         overdue || seen.connects != broker.connects() || broker.take_suspicion()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn refused(broker: &Broker) -> Vec<Stream> {
+    Stream::ALL.into_iter().filter(|stream| broker.is_refused(*stream)).collect()
 }

@@ -33,10 +33,12 @@ pub(super) async fn run_once(deps: &Deps) -> Result<(), Error> {
     let now = deps.types.now();
     let new: Vec<&JobType> =
         now.iter().map(|known| &known.handler.job_type).filter(|name| before.get(name.as_str()).is_none()).collect();
+    // One that fails holds up no other.
+    let mut made = Ok(());
     for job_type in new {
-        deps.broker.ensure_consumers(job_type.as_str()).await?;
+        made = made.and(deps.broker.ensure_consumers(job_type.as_str()).await);
     }
-    Ok(())
+    Ok(made?)
 }
 
 /// Takes over what the database has, and notes there what it does not know of our types.

@@ -26,6 +26,9 @@ pub(super) struct Lanes(Arc<Shared>);
 struct Shared {
     known: Mutex<Known>,
     changed: watch::Sender<()>,
+    /// Whether the broker refuses the stream of wake-ups.
+    stream_refused: Arc<AtomicBool>,
+    inbox: InUse,
 }
 
 #[derive(Default)]
@@ -36,23 +39,64 @@ struct Known {
     opening: HashSet<String>,
 }
 
-/// Whether one lane is in use; once it is, it stays so. Cheap to clone.
+/// Whether one lane is in use, and whether its consumer can be had. Cheap to clone.
 #[derive(Clone, Default)]
-pub(super) struct InUse(Arc<AtomicBool>);
+pub(super) struct InUse {
+    /// Once it is, it stays so.
+    used: Arc<AtomicBool>,
+    /// The broker refuses its consumer.
+    refused: Arc<AtomicBool>,
+    stream_refused: Arc<AtomicBool>,
+}
 
 impl Lanes {
     pub fn of(&self, job_type: &str, lane: Lane) -> InUse {
+        let in_use = self.entry(Subjects::consumer(job_type, lane));
         if lane == Lane::Normal {
-            return InUse::always();
+            in_use.used.store(true, Ordering::SeqCst);
         }
-        self.lock().lanes.entry(Subjects::consumer(job_type, lane)).or_default().clone()
+        in_use
+    }
+
+    /// The inbox needs no first job.
+    pub fn inbox(&self) -> InUse {
+        self.0.inbox.used.store(true, Ordering::SeqCst);
+        self.0.inbox.clone()
+    }
+
+    pub fn note_inbox_refused(&self, is_refused: bool) {
+        self.0.inbox.refused.store(is_refused, Ordering::SeqCst);
+    }
+
+    /// Whether the broker refuses the consumer of a lane.
+    pub fn note_refused(&self, job_type: &str, lane: Lane, is_refused: bool) {
+        let was = self.of(job_type, lane).refused.swap(is_refused, Ordering::SeqCst);
+        self.told(was, is_refused);
+    }
+
+    /// Whether the broker refuses the stream of all lanes.
+    pub fn note_stream_refused(&self, is_refused: bool) {
+        let was = self.0.stream_refused.swap(is_refused, Ordering::SeqCst);
+        self.told(was, is_refused);
+    }
+
+    /// Whoever asks for messages has to know: those that can't come are not waited for.
+    fn told(&self, was: bool, is: bool) {
+        if was != is {
+            self.0.changed.send_replace(());
+        }
     }
 
     fn note(&self, consumer: String) {
-        let is_new = !self.lock().lanes.entry(consumer).or_default().0.swap(true, Ordering::SeqCst);
+        let is_new = !self.entry(consumer).used.swap(true, Ordering::SeqCst);
         if is_new {
             self.0.changed.send_replace(());
         }
+    }
+
+    fn entry(&self, consumer: String) -> InUse {
+        let new = || InUse { stream_refused: self.0.stream_refused.clone(), ..InUse::default() };
+        self.lock().lanes.entry(consumer).or_insert_with(new).clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -61,13 +105,13 @@ impl Lanes {
 }
 
 impl InUse {
-    /// Of one that needs no first job.
-    pub fn always() -> Self {
-        Self(Arc::new(AtomicBool::new(true)))
+    pub fn is(&self) -> bool {
+        self.used.load(Ordering::SeqCst)
     }
 
-    pub fn is(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
+    /// Nothing can come from it, whatever waits there.
+    pub fn is_refused(&self) -> bool {
+        self.refused.load(Ordering::SeqCst) || self.stream_refused.load(Ordering::SeqCst)
     }
 }
 
@@ -100,7 +144,9 @@ impl Broker {
             let made = broker.ensure_consumer_of(&job_type, lane).await;
             broker.lanes.lock().opening.remove(&consumer);
             match made {
-                Ok(()) => {
+                // It was noted why.
+                Ok(false) => {}
+                Ok(true) => {
                     broker.lanes.note(consumer);
                     broker.signal_lane_used(&job_type, lane).await;
                 }

@@ -5,12 +5,14 @@
 
 pub mod control;
 pub mod events;
+pub mod findings;
 mod lanes;
 mod link;
 pub mod login;
 pub mod publish;
 pub mod pull;
 pub mod stored;
+mod streams;
 pub mod subjects;
 mod tls;
 pub mod topology;
@@ -23,13 +25,15 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{Client, connection::State};
+use async_nats::{Client, client::RequestErrorKind, connection::State};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 use crate::config;
+use findings::{Finding, Findings, Stream};
 use link::Link;
 pub use publish::Publisher;
+use streams::Allowed;
 pub use subjects::Subjects;
 
 /// Oldest server line that has all that the streams use.
@@ -49,6 +53,10 @@ pub struct Broker {
     incarnation: Arc<Incarnation>,
     lanes: lanes::Lanes,
     link: Link,
+    findings: Findings,
+    allowed: Arc<Mutex<Allowed>>,
+    /// Held while a stream is made.
+    making: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What the streams and consumers are made with.
@@ -100,6 +108,20 @@ pub enum Error {
     },
 }
 
+/// JetStream's codes for what passes by itself: a cluster that has no leader now. Source: nats-server `server/errors.json`.
+const PASSING: [u64; 4] = [10003, 10004, 10008, 10009];
+
+impl Error {
+    /// Whether the same may succeed a moment later.
+    fn is_passing(&self) -> bool {
+        match self {
+            Error::Unreachable(_) => true,
+            Error::Api { code, .. } => PASSING.contains(code),
+            _ => false,
+        }
+    }
+}
+
 impl Broker {
     /// Prepares both connections. They are made in the background and for ever again, so that a broker that is away
     /// does not keep the service from starting.
@@ -122,12 +144,29 @@ impl Broker {
             incarnation: Arc::default(),
             lanes: lanes::Lanes::default(),
             link,
+            findings: Findings::default(),
+            allowed: Arc::default(),
+            making: Arc::default(),
         })
     }
 
     /// Why there is no connection, as far as that is known: which server, and what it said.
     pub fn connection_trouble(&self) -> Option<String> {
         self.link.trouble()
+    }
+
+    /// What the broker refuses or gives less of, one finding for each part that is concerned.
+    pub fn findings(&self) -> Vec<Finding> {
+        self.findings.all()
+    }
+
+    pub fn has_findings(&self) -> bool {
+        !self.findings.is_empty()
+    }
+
+    /// Whether the broker refuses a stream, so that nothing need be published to it.
+    pub fn is_refused(&self, stream: Stream) -> bool {
+        self.findings.is_refused(stream)
     }
 
     pub fn is_connected(&self) -> bool {
@@ -166,6 +205,10 @@ impl Broker {
         let asked = tokio::time::timeout(API, self.jetstream.request(self.api_subject(&subject), Bytes::from(body)));
         let answer = match asked.await {
             Ok(Ok(message)) => message.payload,
+            Ok(Err(e)) if e.kind() == RequestErrorKind::NoResponders => {
+                let detail = "JetStream is not enabled on this server or for this account, or not in nats.domain";
+                return Err(Error::Unreachable(format!("{subject}: nobody answers; {detail}")));
+            }
             Ok(Err(e)) => return Err(Error::Unreachable(format!("{subject}: {e}"))),
             Err(_) => return Err(Error::Unreachable(format!("{subject}: no answer within {} s", API.as_secs()))),
         };

@@ -4,6 +4,7 @@
 //! store that is wedged answers none (tried on nats-server 2.15 with a full disk).
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
@@ -15,13 +16,14 @@ use std::{
 use async_nats::{HeaderMap, HeaderValue, Message};
 use bytes::Bytes;
 use futures_util::StreamExt;
+use serde::Deserialize;
 use tokio::{
     sync::{Notify, Semaphore},
     time::timeout,
 };
 use uuid::Uuid;
 
-use super::{Broker, Subjects, pull::wake_up_body};
+use super::{Broker, Subjects, findings::Stream, pull::wake_up_body};
 use crate::supervise::Supervisor;
 
 /// Longest wait for the acknowledgements of a window.
@@ -37,6 +39,7 @@ const PROBE: Duration = Duration::from_secs(1);
 /// A message for a stream.
 #[derive(Debug)]
 pub struct Outgoing {
+    pub stream: Stream,
     pub subject: String,
     /// Repetitions within the stream's window are dropped by the broker, which costs it a quarter of its rate.
     pub message_id: Option<String>,
@@ -49,18 +52,20 @@ impl Outgoing {
     /// A wake-up for a job; `target` is `<type>.<lane>`, as the outbox has it.
     pub fn wake_up(subjects: &Subjects, id: Uuid, target: &str, message_id: Option<String>) -> Self {
         let (subject, body) = (subjects.wake_up_target(target), wake_up_body(id, target));
-        Self { subject, message_id, headers: Vec::new(), body }
+        Self { stream: Stream::WakeUps, subject, message_id, headers: Vec::new(), body }
     }
 }
 
 /// Publishes to streams. Cheap to clone.
 #[derive(Clone)]
 pub struct Publisher {
-    broker: Broker,
     shared: Arc<Shared>,
 }
 
 struct Shared {
+    broker: Broker,
+    /// The names of our streams: an acknowledgement of another one is none.
+    streams: [String; Stream::ALL.len()],
     inbox: String,
     next: AtomicU64,
     windows: Mutex<HashMap<u64, Arc<Window>>>,
@@ -69,10 +74,29 @@ struct Shared {
 }
 
 /// Since when acknowledgements are missing, and when it was last tried.
-#[derive(Clone, Copy)]
 struct Trouble {
     since: Instant,
     tried: Instant,
+    /// What the broker last said to it, if it says anything.
+    why: Option<String>,
+}
+
+/// Who took or refused a message.
+#[derive(Deserialize)]
+struct Answer<'a> {
+    #[serde(default)]
+    seq: u64,
+    #[serde(borrow, default)]
+    stream: Cow<'a, str>,
+    error: Option<Refused>,
+}
+
+#[derive(Deserialize)]
+struct Refused {
+    #[serde(default)]
+    err_code: u64,
+    #[serde(default)]
+    description: String,
 }
 
 struct Window {
@@ -81,6 +105,7 @@ struct Window {
 }
 
 struct Acks {
+    streams: Vec<Stream>,
     acked: Vec<bool>,
     open: usize,
 }
@@ -93,6 +118,8 @@ impl Publisher {
     pub async fn start(broker: &Broker, supervisor: &Supervisor) -> Result<Self, async_nats::SubscribeError> {
         let client = &broker.jetstream;
         let shared = Arc::new(Shared {
+            broker: broker.clone(),
+            streams: Stream::ALL.map(|stream| broker.subjects.stream(stream.name())),
             inbox: client.new_inbox(),
             next: AtomicU64::new(0),
             windows: Mutex::default(),
@@ -111,7 +138,7 @@ impl Publisher {
                 }
             }
         });
-        Ok(Self { broker: broker.clone(), shared })
+        Ok(Self { shared })
     }
 
     /// Publishes all, and says of each whether the broker has acknowledged it. Never takes longer than a few seconds once its turn
@@ -133,11 +160,16 @@ impl Publisher {
 
     /// For how long acknowledgements have been missing; `None`: all is well.
     pub fn trouble(&self) -> Option<Duration> {
-        self.shared.lock_trouble().map(|trouble| trouble.since.elapsed())
+        self.shared.lock_trouble().as_ref().map(|trouble| trouble.since.elapsed())
+    }
+
+    /// What the broker says instead of acknowledging; `None` when it says nothing.
+    pub fn refusal(&self) -> Option<String> {
+        self.shared.lock_trouble().as_ref().and_then(|trouble| trouble.why.clone())
     }
 
     fn may_try(&self) -> bool {
-        if !self.broker.is_connected() {
+        if !self.shared.broker.is_connected() {
             return false;
         }
         match &mut *self.shared.lock_trouble() {
@@ -151,15 +183,22 @@ impl Publisher {
     }
 
     async fn publish_window(&self, messages: Vec<Outgoing>) -> Vec<bool> {
+        let broker = &self.shared.broker;
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        let size = messages.len();
-        let window =
-            Arc::new(Window { state: Mutex::new(Acks { acked: vec![false; size], open: size }), done: Notify::new() });
+        // Nobody would keep the others, or somebody else would.
+        let has_stream: Vec<bool> = messages.iter().map(|message| !broker.is_refused(message.stream)).collect();
+        let open = has_stream.iter().filter(|has| **has).count();
+        if open == 0 {
+            return vec![false; messages.len()];
+        }
+        let streams = messages.iter().map(|message| message.stream).collect();
+        let acks = Acks { streams, acked: vec![false; messages.len()], open };
+        let window = Arc::new(Window { state: Mutex::new(acks), done: Notify::new() });
         self.shared.lock_windows().insert(number, window.clone());
-        let client = &self.broker.jetstream;
+        let client = &broker.jetstream;
         let sent_and_answered = timeout(ACK, async {
-            for (index, message) in messages.into_iter().enumerate() {
-                self.broker.open_lane_of(&message.subject);
+            for (index, message) in messages.into_iter().enumerate().filter(|(index, _)| has_stream[*index]) {
+                broker.open_lane_of(&message.subject);
                 let reply = format!("{}.{number}.{index}", self.shared.inbox);
                 let mut headers = HeaderMap::new();
                 let id = message.message_id.map(|id| ("Nats-Msg-Id", id));
@@ -180,13 +219,16 @@ impl Publisher {
         let in_time = sent_and_answered.await.is_ok();
         self.shared.lock_windows().remove(&number);
         let acked = std::mem::take(&mut window.state.lock().unwrap_or_else(PoisonError::into_inner).acked);
-        let all = acked.iter().all(|a| *a);
+        let taken = acked.iter().filter(|acked| **acked).count();
         let mut trouble = self.shared.lock_trouble();
-        if all {
+        if taken == open {
             *trouble = None;
-        } else if !in_time || trouble.is_some() || acked.iter().all(|a| !*a) {
+        } else if !in_time || trouble.is_some() || taken == 0 {
             let now = Instant::now();
-            trouble.get_or_insert(Trouble { since: now, tried: now });
+            let trouble = trouble.get_or_insert(Trouble { since: now, tried: now, why: None });
+            if !in_time {
+                trouble.why = None;
+            }
         }
         acked
     }
@@ -203,10 +245,36 @@ impl Shared {
         if index >= acks.acked.len() {
             return;
         }
-        acks.acked[index] = is_ack(message);
+        let refused = self.refusal(message, acks.streams[index]);
+        acks.acked[index] = refused.is_none();
         acks.open = acks.open.saturating_sub(1);
         if acks.open == 0 {
             window.done.notify_one();
+        }
+        drop(acks);
+        if let (Some(why), Some(trouble)) = (refused, &mut *self.lock_trouble()) {
+            trouble.why = Some(why);
+        }
+    }
+
+    /// An acknowledgement is `{"stream":…,"seq":…}`; a refusal has `"error"`, a missing stream status 503. `None`: ours has
+    /// taken it.
+    fn refusal(&self, message: &Message, stream: Stream) -> Option<String> {
+        let ours = &self.streams[stream as usize];
+        if message.status.is_some() {
+            self.broker.suspect();
+            return Some(format!("no stream takes it: {ours} is missing"));
+        }
+        match serde_json::from_slice::<Answer>(&message.payload) {
+            Ok(Answer { error: Some(Refused { err_code, description }), .. }) => {
+                Some(format!("{ours}: {description} ({err_code})"))
+            }
+            Ok(answer) if answer.seq > 0 && answer.stream == ours.as_str() => None,
+            Ok(answer) if answer.seq > 0 => {
+                self.broker.suspect();
+                Some(format!("the stream {} took what is meant for {ours}", answer.stream))
+            }
+            _ => Some("the answer is not understood".into()),
         }
     }
 
@@ -217,16 +285,4 @@ impl Shared {
     fn lock_trouble(&self) -> std::sync::MutexGuard<'_, Option<Trouble>> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// An acknowledgement is `{"stream":…,"seq":…}`; a refusal has `"error"`, a missing stream status 503.
-fn is_ack(message: &Message) -> bool {
-    #[derive(serde::Deserialize)]
-    struct Answer {
-        #[serde(default)]
-        seq: u64,
-        error: Option<serde::de::IgnoredAny>,
-    }
-    message.status.is_none()
-        && serde_json::from_slice::<Answer>(&message.payload).is_ok_and(|a| a.error.is_none() && a.seq > 0)
 }

@@ -47,6 +47,8 @@ pub struct LanePull {
     connects: u64,
     /// Pull again no sooner than this, after a refusal.
     not_before: Instant,
+    /// What the server allows in one request.
+    batch_max: usize,
 }
 
 /// One delivered wake-up.
@@ -114,6 +116,7 @@ impl LanePull {
             asked: Instant::now(),
             connects: broker.connects(),
             not_before: Instant::now(),
+            batch_max: usize::MAX,
             broker: broker.clone(),
         })
     }
@@ -123,7 +126,7 @@ impl LanePull {
     /// # Errors
     /// The client is closed.
     pub async fn of_inbox(broker: &Broker) -> Result<Self, async_nats::SubscribeError> {
-        Self::on(broker, broker.inbox_pull(), Lane::Normal, InUse::always()).await
+        Self::on(broker, broker.inbox_pull(), Lane::Normal, broker.lanes.inbox()).await
     }
 
     /// Messages that are on their way.
@@ -133,6 +136,10 @@ impl LanePull {
 
     /// Messages that are there and have been asked for already; `None`: more are there, or may be.
     pub fn on_the_way(&self) -> Option<usize> {
+        // What the broker may hold can't be had, so nobody waits for it.
+        if self.in_use.is_refused() {
+            return Some(0);
+        }
         if !self.in_use.is() {
             return Some(self.left);
         }
@@ -146,7 +153,9 @@ impl LanePull {
 
     /// Asks for `n` more.
     pub async fn request(&mut self, n: usize) {
-        if n == 0 || !self.in_use.is() || Instant::now() < self.not_before || !self.broker.is_connected() {
+        let n = n.min(self.batch_max);
+        let can_come = self.in_use.is() && !self.in_use.is_refused() && self.broker.is_connected();
+        if n == 0 || !can_come || Instant::now() < self.not_before {
             return;
         }
         let body = json!({
@@ -246,6 +255,10 @@ impl LanePull {
                 self.credit = 0;
                 self.not_before = Instant::now() + NOT_AT_ONCE;
             }
+            409 if let Some(limit) = batch_limit(message) => {
+                self.batch_max = limit;
+                self.credit = 0;
+            }
             // Among them "Consumer Deleted"; the count says how much of the request is void.
             409 => {
                 self.broker.suspect();
@@ -262,6 +275,12 @@ impl LanePull {
         let (_lane, job_type) = (tokens.next()?, tokens.next()?);
         Some(WakeUp { id, job_type: job_type.to_owned(), lane: self.lane })
     }
+}
+
+/// From "Exceeded MaxRequestBatch of …", which the server may be set to.
+fn batch_limit(message: &Message) -> Option<usize> {
+    let limit = message.description.as_ref()?.strip_prefix("Exceeded MaxRequestBatch of ")?.parse().ok();
+    limit.filter(|limit| *limit > 0)
 }
 
 impl Delivery {

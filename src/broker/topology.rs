@@ -1,46 +1,44 @@
-//! Streams and consumers: made when missing, changed only on a real difference. The shapes are data in `nats/`.
+//! What is read of streams, and the consumers: made when missing, changed only on a real difference. Their shape is data
+//! in `nats/`. The streams themselves are made in `streams.rs`.
 
 use std::{collections::HashMap, sync::atomic::Ordering};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Broker, Error, Subjects};
+use super::{
+    Broker, Error, Subjects,
+    findings::{self, Part},
+};
 use crate::job::Lane;
 
-const STREAMS: [(&str, &str); 5] = [
-    ("background-jobs", include_str!("../../nats/streams/background-jobs.json")),
-    ("background-jobs-dlq", include_str!("../../nats/streams/background-jobs-dlq.json")),
-    ("background-jobs-events", include_str!("../../nats/streams/background-jobs-events.json")),
-    ("background-jobs-inbox", include_str!("../../nats/streams/background-jobs-inbox.json")),
-    ("background-jobs-inbox-dlq", include_str!("../../nats/streams/background-jobs-inbox-dlq.json")),
-];
 /// The consumer of the inbox, which all replicas share.
-const INTAKE: &str = "intake";
+pub(super) const INTAKE: &str = "intake";
 const CONSUMER: &str = include_str!("../../nats/consumer.json");
 
 /// JetStream's codes. Source: nats-server `server/errors.json`.
 pub(super) const STREAM_NOT_FOUND: u64 = 10059;
 pub(super) const CONSUMER_NOT_FOUND: u64 = 10014;
+/// "consumer max ack pending exceeds system limit of …": the account's or the server's.
+const TOO_MANY_UNANSWERED: u64 = 10121;
 
 /// Never edited on a live consumer: the broker keeps delayed naks as times shifted by it, so it would move them all.
 const CONSUMER_FIXED: [&str; 4] = ["ack_wait", "ack_policy", "deliver_policy", "replay_policy"];
 
-/// Whether the server answers before it has handed a message to the operating system. See docs/adr/0019.
-const PERSIST_MODE: &str = "persist_mode";
-
 #[derive(Deserialize)]
-struct StreamInfo {
-    created: String,
-    config: Value,
+pub(super) struct StreamInfo {
+    pub created: String,
+    pub config: Value,
     #[serde(default)]
-    state: StreamState,
+    pub state: StreamState,
 }
 
 #[derive(Default, Deserialize)]
-struct StreamState {
+pub(super) struct StreamState {
     #[serde(default)]
     messages: u64,
+    #[serde(default)]
+    pub bytes: u64,
     #[serde(default)]
     last_seq: u64,
     /// Told only when it is asked for; source: NATS ADR-31 and `subjects_filter` of `STREAM.INFO`.
@@ -77,7 +75,7 @@ pub struct WorkStream {
 }
 
 impl WorkStream {
-    fn of(info: StreamInfo) -> Self {
+    pub(super) fn of(info: StreamInfo) -> Self {
         Self { created: info.created, messages: info.state.messages, last_seq: info.state.last_seq }
     }
 }
@@ -92,57 +90,6 @@ pub struct Backlog {
 }
 
 impl Broker {
-    /// Makes or mends the streams.
-    ///
-    /// # Errors
-    /// The broker is away or refuses; the next call goes on where this one stopped.
-    pub async fn ensure_streams(&self) -> Result<WorkStream, Error> {
-        self.check_server()?;
-        let connects = self.connects();
-        let mut work = WorkStream { created: String::new(), messages: 0, last_seq: 0 };
-        for (name, text) in STREAMS {
-            let wanted = self.stream_config(name, text)?;
-            let stream = self.subjects.stream(name);
-            let info = match self.api::<StreamInfo>(format!("STREAM.INFO.{stream}"), &json!({})).await {
-                Err(Error::Api { code: STREAM_NOT_FOUND, .. }) => {
-                    tracing::info!("making the stream {stream}");
-                    self.api(format!("STREAM.CREATE.{stream}"), &wanted).await?
-                }
-                Ok(info) => self.mend_stream(&stream, info, wanted).await?,
-                Err(e) => return Err(e),
-            };
-            if name == STREAMS[0].0 {
-                work = WorkStream::of(info);
-            } else if name == STREAMS[3].0 {
-                self.note_inbox_life(info.created);
-            }
-        }
-        let inbox = self.subjects.inbox_stream();
-        self.ensure_consumer(&inbox, INTAKE, &self.subjects.rebase("queue.inbox.*")).await?;
-        self.incarnation.verified.store(connects, Ordering::SeqCst);
-        Ok(work)
-    }
-
-    /// Brings a stream that is there to what is wanted.
-    async fn mend_stream(&self, stream: &str, found: StreamInfo, mut wanted: Value) -> Result<StreamInfo, Error> {
-        // Fixed for the life of a stream, and refused by the server together with copies. Only news are written that way.
-        if found.config[PERSIST_MODE] == "async" && wanted["num_replicas"] != 1 {
-            tracing::warn!(
-                "making the stream {stream} anew, since it can't have copies as it is; its messages are gone"
-            );
-            self.api::<Value>(format!("STREAM.DELETE.{stream}"), &json!({})).await?;
-            return self.api(format!("STREAM.CREATE.{stream}"), &wanted).await;
-        }
-        if let Value::Object(fields) = &mut wanted {
-            fields.remove(PERSIST_MODE);
-        }
-        if !differs(&wanted, &found.config) {
-            return Ok(found);
-        }
-        tracing::info!("updating the stream {stream}");
-        self.api(format!("STREAM.UPDATE.{stream}"), &merged(found.config, &wanted)).await
-    }
-
     /// A look at the work stream.
     ///
     /// # Errors
@@ -158,21 +105,41 @@ impl Broker {
         self.incarnation.number.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Makes or mends the consumers of a type's lanes that are in use; one that fails holds up no other.
+    /// Makes or mends the consumers of a type's lanes that are in use; one that fails holds up no other. Those that the
+    /// broker refuses are noted, and are no error.
     ///
     /// # Errors
-    /// As for [`Broker::ensure_streams`].
+    /// The broker is away, or does not answer now.
     pub async fn ensure_consumers(&self, job_type: &str) -> Result<(), Error> {
         let mut made = Ok(());
         for lane in Lane::ALL.into_iter().filter(|lane| self.is_lane_used(job_type, *lane)) {
-            made = made.and(self.ensure_consumer_of(job_type, lane).await);
+            made = made.and(self.ensure_consumer_of(job_type, lane).await.map(|_| ()));
         }
         made
     }
 
-    pub(super) async fn ensure_consumer_of(&self, job_type: &str, lane: Lane) -> Result<(), Error> {
+    /// `false`: the broker refuses it.
+    pub(super) async fn ensure_consumer_of(&self, job_type: &str, lane: Lane) -> Result<bool, Error> {
         let (name, filter) = (Subjects::consumer(job_type, lane), self.subjects.wake_up(job_type, lane));
-        self.ensure_consumer(&self.subjects.jobs_stream(), &name, &filter).await
+        let made = self.ensure_consumer(&self.subjects.jobs_stream(), &name, &filter).await;
+        let is_refused = match made {
+            Ok(()) => {
+                self.findings.clear(Part::Lanes, &name);
+                false
+            }
+            // What the stream lacks is noted there.
+            Err(Error::Api { code: STREAM_NOT_FOUND, .. }) => {
+                self.suspect();
+                return Ok(false);
+            }
+            Err(e) if e.is_passing() => return Err(e),
+            Err(e) => {
+                self.findings.note(Part::Lanes, &name, findings::words(&e), findings::advice(&e));
+                true
+            }
+        };
+        self.lanes.note_refused(job_type, lane, is_refused);
+        Ok(!is_refused)
     }
 
     /// The subjects of the wake-ups that are there.
@@ -182,27 +149,63 @@ impl Broker {
         Ok(info.state.subjects.unwrap_or_default().into_keys().collect())
     }
 
-    async fn ensure_consumer(&self, stream: &str, name: &str, filter: &str) -> Result<(), Error> {
-        let wanted = self.consumer_config(name, filter)?;
+    pub(super) async fn ensure_consumer(&self, stream: &str, name: &str, filter: &str) -> Result<(), Error> {
         let make = |config: Value, action: &str| json!({"stream_name": stream, "config": config, "action": action});
         let subject = format!("CONSUMER.CREATE.{stream}.{name}.{filter}");
-        match self.api::<ConsumerInfo>(format!("CONSUMER.INFO.{stream}.{name}"), &json!({})).await {
-            // No "create" here: of two replicas that race, the second finds the same consumer, which is fine.
-            Err(Error::Api { code: CONSUMER_NOT_FOUND, .. }) => {
-                self.api::<Value>(subject, &make(wanted, "")).await?;
-            }
-            Ok(info) => {
-                let mut wanted = wanted;
-                if let Value::Object(fields) = &mut wanted {
-                    fields.retain(|key, _| !CONSUMER_FIXED.contains(&key.as_str()));
-                }
-                if differs(&wanted, &info.config) {
-                    tracing::info!("updating the consumer {name}");
-                    self.api::<Value>(subject, &make(merged(info.config, &wanted), "update")).await?;
-                }
-            }
+        let found = match self.api::<ConsumerInfo>(format!("CONSUMER.INFO.{stream}.{name}"), &json!({})).await {
+            Err(Error::Api { code: CONSUMER_NOT_FOUND, .. }) => None,
+            Ok(info) => Some(info.config),
             Err(e) => return Err(e),
+        };
+        // Once more, with what the broker allows.
+        for _ in 0..2 {
+            let mut wanted = self.consumer_config(name, filter)?;
+            let request = match &found {
+                // No "create" here: of two replicas that race, the second finds the same consumer, which is fine.
+                None => make(wanted, ""),
+                Some(found) => {
+                    if let Value::Object(fields) = &mut wanted {
+                        fields.retain(|key, _| !CONSUMER_FIXED.contains(&key.as_str()));
+                    }
+                    if !differs(&wanted, found) {
+                        return Ok(());
+                    }
+                    make(merged(found.clone(), &wanted), "update")
+                }
+            };
+            match self.api::<Value>(subject.clone(), &request).await {
+                Ok(_) => {
+                    let done = if found.is_some() { "updated" } else { "made" };
+                    tracing::debug!("{done} the consumer {name}");
+                    return Ok(());
+                }
+                Err(e @ Error::Api { code: TOO_MANY_UNANSWERED, .. }) => self.note_unanswered_limit(e)?,
+                Err(e) => return Err(e),
+            }
         }
+        Ok(())
+    }
+
+    /// How many messages of a lane may be unanswered: as many as the settings and the broker allow.
+    pub(crate) fn max_unanswered(&self) -> usize {
+        let allowed = self.lock_allowed().unanswered;
+        allowed.map_or(self.settings.max_unanswered, |allowed| allowed.min(self.settings.max_unanswered))
+    }
+
+    /// The limit is the account's or the server's, and only the refusal names that of the server.
+    fn note_unanswered_limit(&self, refusal: Error) -> Result<(), Error> {
+        let Error::Api { description, .. } = &refusal else { return Err(refusal) };
+        let limit = description.rsplit(' ').next().and_then(|n| n.parse::<usize>().ok());
+        let Some(limit) = limit.filter(|limit| *limit > 0 && *limit < self.max_unanswered()) else {
+            return Err(refusal);
+        };
+        self.lock_allowed().unanswered = Some(limit);
+        let why = format!(
+            "the broker allows {limit} unanswered messages of a lane, background.max_unanswered is {}",
+            self.settings.max_unanswered
+        );
+        let advice = "When more jobs than that wait for a retry, further ones are kept in the database until they are due.                       Raise max_ack_pending of the account or the server, or lower the setting";
+        self.findings.note(Part::Limits, "consumers", why, advice.into());
         Ok(())
     }
 
@@ -227,40 +230,20 @@ impl Broker {
         }
     }
 
-    fn stream_config(&self, name: &'static str, text: &str) -> Result<Value, Error> {
-        let mut config: Value = serde_json::from_str(text).map_err(|source| Error::Topology { name, source })?;
-        config["name"] = json!(self.subjects.stream(name));
-        config["num_replicas"] = json!(self.settings.replicas);
-        if let (Value::Object(fields), 2..) = (&mut config, self.settings.replicas) {
-            // Copies are written in the background anyhow, and the server refuses both together.
-            fields.remove(PERSIST_MODE);
-        }
-        // The files share out 2 GiB; another total is shared out in the same proportion.
-        let share = config["max_bytes"].as_u64().unwrap_or_default() as f64 / (2u64 << 30) as f64;
-        config["max_bytes"] = json!((self.settings.store_bytes as f64 * share) as u64);
-        if let Value::Array(subjects) = &mut config["subjects"] {
-            subjects.iter_mut().for_each(|s| *s = json!(self.subjects.rebase(s.as_str().unwrap_or_default())));
-        }
-        if let Some(Value::Object(transform)) = config.get_mut("subject_transform") {
-            transform.values_mut().for_each(|s| *s = json!(self.subjects.rebase(s.as_str().unwrap_or_default())));
-        }
-        Ok(config)
-    }
-
     fn consumer_config(&self, name: &str, filter: &str) -> Result<Value, Error> {
         let broken = |source| Error::Topology { name: "consumer", source };
         let mut config: Value = serde_json::from_str(CONSUMER).map_err(broken)?;
         config["durable_name"] = json!(name);
         config["name"] = json!(name);
         config["filter_subject"] = json!(filter);
-        config["max_ack_pending"] = json!(self.settings.max_unanswered);
+        config["max_ack_pending"] = json!(self.max_unanswered());
         config["ack_wait"] = json!(self.settings.ack_wait.as_nanos() as u64);
         Ok(config)
     }
 }
 
 /// Whether a field that we set has another value there. What the server adds by itself does not count.
-fn differs(wanted: &Value, found: &Value) -> bool {
+pub(super) fn differs(wanted: &Value, found: &Value) -> bool {
     match (wanted, found) {
         (Value::Object(wanted), Value::Object(found)) => {
             wanted.iter().any(|(key, value)| differs(value, found.get(key).unwrap_or(&Value::Null)))
@@ -269,7 +252,7 @@ fn differs(wanted: &Value, found: &Value) -> bool {
     }
 }
 
-fn merged(mut found: Value, wanted: &Value) -> Value {
+pub(super) fn merged(mut found: Value, wanted: &Value) -> Value {
     if let (Value::Object(found), Value::Object(wanted)) = (&mut found, wanted) {
         found.extend(wanted.clone());
     }

@@ -6,7 +6,11 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Ops;
-use crate::{job::Work, supervise::Report};
+use crate::{
+    broker::findings::{Finding, Part, Stream},
+    job::Work,
+    supervise::Report,
+};
 
 /// How the service is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
@@ -32,6 +36,8 @@ pub struct Check {
     pub detail: String,
 }
 
+/// Has its check anyhow.
+const WAKE_UPS: Part = Part::Stream(Stream::WakeUps);
 /// Longest look at one part.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Things that a check names, at most.
@@ -50,6 +56,7 @@ impl Ops {
             ("workers", workers),
         ]);
         checks.extend(self.handlers().map(|check| ("handlers", check)));
+        checks.extend(self.refused());
         let status = checks.values().map(|check| check.status).max().unwrap_or(HealthStatus::Ok);
         Health { status, checks }
     }
@@ -82,18 +89,45 @@ impl Ops {
         if !self.broker.is_connected() {
             return check(HealthStatus::Degraded, "not known without a connection");
         }
+        if let Some(finding) = self.broker.findings().into_iter().find(|finding| finding.part == WAKE_UPS) {
+            return check(HealthStatus::Degraded, finding.detail);
+        }
         if let Some(since) = self.publisher.trouble().filter(|since| *since > UNACKED) {
-            let detail = format!(
-                "no acknowledgements for {} s: look at the disk of nats-server; a full one needs a restart of it",
-                since.as_secs()
-            );
+            let since = since.as_secs();
+            let detail = match self.publisher.refusal() {
+                Some(why) => format!("no acknowledgements for {since} s, the broker refuses messages: {why}"),
+                None => format!(
+                    "no acknowledgements for {since} s: look at the disk of nats-server; a full one needs a restart of it"
+                ),
+            };
             return check(HealthStatus::Degraded, detail);
         }
         match tokio::time::timeout(PATIENCE, self.broker.work_stream()).await {
             Ok(Ok(stream)) => check(HealthStatus::Ok, format!("{} waiting", stream.messages)),
-            Ok(Err(e)) => check(HealthStatus::Degraded, format!("{e}: the sweep makes missing streams again")),
+            Ok(Err(e)) => check(HealthStatus::Degraded, format!("{e}; looked at again and made if it is missing")),
             Err(_) => check(HealthStatus::Degraded, "gives no answer"),
         }
+    }
+
+    /// What the broker refuses or gives less of, apart from the stream of wake-ups. Nothing while all is well.
+    fn refused(&self) -> Vec<(&'static str, Check)> {
+        if !self.broker.is_connected() {
+            return Vec::new();
+        }
+        let others = self.broker.findings().into_iter().filter(|finding| finding.part != WAKE_UPS);
+        others
+            .map(|Finding { part, detail }| match part {
+                Part::Stream(Stream::WakeUps) => ("jetstream", check(HealthStatus::Degraded, detail)),
+                Part::Stream(Stream::DeadLetters) => ("dead-letters", check(HealthStatus::Degraded, detail)),
+                Part::Stream(Stream::Events) => ("events", check(HealthStatus::Degraded, detail)),
+                Part::Stream(Stream::Inbox) => ("inbox", check(HealthStatus::Degraded, detail)),
+                Part::Stream(Stream::InboxDeadLetters) => ("inbox-dead-letters", check(HealthStatus::Degraded, detail)),
+                Part::Lanes => ("consumers", check(HealthStatus::Degraded, detail)),
+                Part::Shape => ("streams", check(HealthStatus::Degraded, detail)),
+                // All runs, with less than was asked for.
+                Part::Limits => ("limits", check(HealthStatus::Ok, detail)),
+            })
+            .collect()
     }
 
     /// The long-lived tasks of this process: one that has failed was started again.

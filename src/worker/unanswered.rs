@@ -9,7 +9,8 @@ use crate::{broker::Broker, job::Lane};
 
 /// Of one type.
 pub(crate) struct Unanswered {
-    limit: u64,
+    /// As the settings and the broker have it.
+    limit: AtomicU64,
     lanes: [Count; 3],
 }
 
@@ -24,13 +25,13 @@ struct Count {
 impl Unanswered {
     /// `limit`: what the broker allows per lane.
     pub fn new(limit: usize) -> Self {
-        Self { limit: limit as u64, lanes: Default::default() }
+        Self { limit: AtomicU64::new(limit as u64), lanes: Default::default() }
     }
 
     /// Whether no further message of the lane should be kept for later.
     pub fn runs_short(&self, lane: Lane) -> bool {
         let count = self.of(lane);
-        (count.seen.load(Relaxed) + count.since.load(Relaxed)) * 2 >= self.limit
+        (count.seen.load(Relaxed) + count.since.load(Relaxed)) * 2 >= self.limit.load(Relaxed)
     }
 
     /// One more is going to be put off.
@@ -40,6 +41,7 @@ impl Unanswered {
 
     /// Asks the broker, where that can matter.
     pub async fn look(&self, broker: &Broker, job_type: &str) {
+        self.limit.store(broker.max_unanswered() as u64, Relaxed);
         for lane in Lane::ALL {
             let count = self.of(lane);
             let since = count.since.load(Relaxed);

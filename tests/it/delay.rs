@@ -27,14 +27,14 @@ async fn what_waits_in_the_outbox_says_when_it_is_due_and_an_empty_one_says_noth
     let place = Place::new().await;
     let store = place.store().await;
     let database = place.database().await;
-    assert_eq!(store.next_outbox().await.unwrap(), None);
+    assert_eq!(store.next_outbox(None).await.unwrap(), None);
     let row = "INSERT INTO outbox (id, kind, publish_at, job_ids, targets)
                VALUES (uuid_v7(), 'wake-up', now() + $1 * interval '1 hour', '{}', '{}')";
     sqlx::query(row).bind(2).execute(&database).await.unwrap();
-    let next = store.next_outbox().await.unwrap().expect("there is one");
+    let next = store.next_outbox(None).await.unwrap().expect("there is one");
     assert!((6900..=7200).contains(&next.as_secs()), "{next:?}");
     sqlx::query(row).bind(-2).execute(&database).await.unwrap();
-    assert_eq!(store.next_outbox().await.unwrap(), Some(std::time::Duration::ZERO));
+    assert_eq!(store.next_outbox(None).await.unwrap(), Some(std::time::Duration::ZERO));
     store.close().await;
 }
 

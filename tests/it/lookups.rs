@@ -127,10 +127,10 @@ async fn the_relay_takes_what_it_asks_for_and_reads_the_outbox_once() {
                        ARRAY['probe.normal', 'probe.normal'] FROM generate_series(1, $1) AS n";
     sqlx::query(fill).bind(ROWS as i32).execute(&database).await.unwrap();
     let hold = Duration::from_secs(60);
-    assert_eq!(store.take_outbox(16, i64::MAX, hold).await.unwrap().len(), 16, "by rows");
-    assert_eq!(store.take_outbox(1000, 30, hold).await.unwrap().len(), 15, "by jobs");
+    assert_eq!(store.take_outbox(16, i64::MAX, hold, None).await.unwrap().len(), 16, "by rows");
+    assert_eq!(store.take_outbox(1000, 30, hold, None).await.unwrap().len(), 15, "by jobs");
     // The first is taken however much it has.
-    assert_eq!(store.take_outbox(1000, 1, hold).await.unwrap().len(), 1);
+    assert_eq!(store.take_outbox(1000, 1, hold, None).await.unwrap().len(), 1);
     store.close().await;
 
     let looks = "SELECT coalesce(sum(idx_scan), 0)::int8 FROM pg_stat_user_tables WHERE relname = 'outbox'";

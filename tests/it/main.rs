@@ -62,6 +62,7 @@ mod publish;
 mod pull;
 mod receiver;
 mod reconcile;
+mod refused;
 mod retry;
 mod rollback;
 mod rolling;
