@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::job::{JobType, Trace, Update, model::JobId, update::fault_of_checkpoint};
+use crate::job::{JobType, Trace, Update, model::JobId, update::keep_checkpoint};
 
 pub use crate::job::update::CHECKPOINT_MAX;
 
@@ -117,9 +117,9 @@ impl RunContext {
     /// Keeps `value` for the next attempt, should this one be cut off. At most [`CHECKPOINT_MAX`] bytes of JSON.
     pub fn checkpoint<T: Serialize>(&self, value: &T) {
         match serde_json::value::to_raw_value(value) {
-            Ok(raw) => match fault_of_checkpoint(&raw) {
-                Some(fault) => tracing::warn!(job.id = %self.job_id, "ignored a checkpoint, which {fault}"),
-                None => {
+            Ok(raw) => match keep_checkpoint(raw) {
+                Err(fault) => tracing::warn!(job.id = %self.job_id, "ignored a checkpoint, which {fault}"),
+                Ok(raw) => {
                     let raw: Arc<RawValue> = Arc::from(raw);
                     *self.notes.checkpoint.lock().unwrap_or_else(PoisonError::into_inner) = Some(raw.clone());
                     self.notes.fresh().checkpoint = Some(raw);

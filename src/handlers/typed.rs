@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     config::{Config, TypeSettings},
-    job::{BadType, Failure, JobType, Work},
+    job::{BadType, Failure, JobType, Work, integer::in_plain_digits},
 };
 
 /// What is wrong with a payload: JSON pointers and sentences.
@@ -328,5 +328,10 @@ pub(super) fn ended<O: Serialize>(outcome: Result<O, Failure>) -> Ended {
 pub(super) fn decode<T: serde::de::DeserializeOwned>(
     raw: &RawValue,
 ) -> Result<T, serde_path_to_error::Error<serde_json::Error>> {
-    serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(raw.get()))
+    let read = |text: &str| serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(text));
+    // The decoder takes no integer that is written 1.0, while the schema does.
+    read(raw.get()).or_else(|refusal| match in_plain_digits(raw.get()) {
+        Some(plain) => read(&plain).map_err(|_| refusal),
+        None => Err(refusal),
+    })
 }

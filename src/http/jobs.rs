@@ -124,7 +124,7 @@ async fn finish(
     query::none(q.as_deref())?;
     let id = input::parse_id(&id)?;
     let body = door.bodies.read(&headers, body, LIKE_RPC).await?;
-    let request: FinishRequest = input::parse_with(&body.bytes, "jobId", Value::String(id.to_string()))?;
+    let request: FinishRequest = input::parse_of_run_with(&body.bytes, "jobId", Value::String(id.to_string()))?;
     json(StatusCode::OK, &door.ops.finish(None, request).await?)
 }
 

@@ -6,7 +6,7 @@ use axum::extract::{FromRequestParts, Path, rejection::PathRejection};
 use hyper::http::request::Parts;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 use super::refusal::Refusal;
 use crate::ops::{ApiError, Code, error::Fault, input};
@@ -51,7 +51,12 @@ pub fn object(query: Option<&str>, parameters: Parameters) -> Result<Map<String,
         };
         let value = match kind {
             Kind::Text => Value::String(text),
-            Kind::Number => text.parse::<i64>().map_or(Value::String(text), Value::from),
+            Kind::Number => match (text.parse::<i64>(), serde_json::from_str::<Number>(&text)) {
+                (Ok(n), _) => Value::from(n),
+                // 1.0 is an integer as well.
+                (Err(_), Ok(n)) => Value::Number(n),
+                (Err(_), Err(_)) => Value::String(text),
+            },
             Kind::List => {
                 let list = lists.entry(name).or_insert_with(Vec::new);
                 list.extend(text.split(',').map(Value::from));

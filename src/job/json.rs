@@ -6,8 +6,15 @@
 
 use std::{borrow::Cow, collections::HashSet};
 
+use super::settle::Failure;
+
 /// Deepest nesting of objects and arrays that is taken.
 pub const MAX_DEPTH: usize = 64;
+/// Levels in which a request may have members that are judged later.
+pub const ENVELOPE: usize = 3;
+
+const TOO_LARGE: &str = "a number is out of range (double precision, up to 1.8e308)";
+const TOO_LARGE_INTEGER: &str = "a number is out of range (integers: 64 bits with sign, others: double precision)";
 
 /// What is wrong with a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +40,16 @@ impl std::fmt::Display for Fault {
 /// # Errors
 /// The first fault found, from the start of the text.
 pub fn check_object(bytes: &[u8]) -> Result<(), Fault> {
-    let mut scan = Scan::new(bytes)?;
+    check_object_but(bytes, &[])
+}
+
+/// As [`check_object`], but for the members of these names in the outer [`ENVELOPE`] levels: of them the nesting is judged,
+/// and the rest by [`super::kept::keep`] later.
+///
+/// # Errors
+/// As [`check_object`].
+pub fn check_object_but(bytes: &[u8], judged_later: &'static [&'static str]) -> Result<(), Fault> {
+    let mut scan = Scan { judged_later, ..Scan::new(bytes)? };
     scan.space();
     if scan.peek() != Some(b'{') {
         // A text that is no JSON at all is reported as that.
@@ -49,9 +65,22 @@ pub fn check_object(bytes: &[u8]) -> Result<(), Fault> {
 /// # Errors
 /// The first fault found, from the start of the text.
 pub fn check_value(bytes: &[u8]) -> Result<(), Fault> {
-    let mut scan = Scan::new(bytes)?;
-    scan.space();
-    scan.value(0).and_then(|()| scan.end()).map_err(|stop| scan.fault(stop))
+    Scan::new(bytes)?.whole()
+}
+
+/// As [`check_value`], by the rules for what runs hand over: integers may be as large as a double, as other numbers.
+///
+/// # Errors
+/// As [`check_value`].
+pub fn check_kept(bytes: &[u8]) -> Result<(), Fault> {
+    Scan { long_integers: true, ..Scan::new(bytes)? }.whole()
+}
+
+/// How a job ends whose payload breaks a rule; `None`: it may be handed out. Every door but SQL refuses such payloads, and
+/// SQL can't look for all of them.
+pub fn failure_of_payload(payload: &str) -> Option<Failure> {
+    let fault = check_value(payload.as_bytes()).err()?;
+    Some(Failure::permanent(format!("the payload breaks a rule, so nobody was given it: {fault}")))
 }
 
 /// Appends one segment to an RFC 6901 pointer.
@@ -63,6 +92,12 @@ pub fn push_pointer(pointer: &mut String, segment: &str) {
 struct Scan<'a> {
     bytes: &'a [u8],
     at: usize,
+    /// Whether integers may be longer than 64 bits.
+    long_integers: bool,
+    /// In a value that is judged later: whatever can be cleaned then, or refused with its place.
+    lenient: bool,
+    /// Names of members in the outer levels whose values are judged later.
+    judged_later: &'static [&'static str],
 }
 
 /// Why the scan stopped; path segments are collected innermost first, on the way out.
@@ -77,7 +112,7 @@ type Step = Result<(), Stop>;
 
 impl<'a> Scan<'a> {
     fn new(bytes: &'a [u8]) -> Result<Self, Fault> {
-        let scan = Self { bytes, at: 0 };
+        let scan = Self { bytes, at: 0, long_integers: false, lenient: false, judged_later: &[] };
         match std::str::from_utf8(bytes) {
             Ok(_) => Ok(scan),
             Err(e) => Err(scan.fault(Stop {
@@ -87,6 +122,11 @@ impl<'a> Scan<'a> {
                 path: Vec::new(),
             })),
         }
+    }
+
+    fn whole(mut self) -> Result<(), Fault> {
+        self.space();
+        self.value(0).and_then(|()| self.end()).map_err(|stop| self.fault(stop))
     }
 
     fn fault(&self, stop: Stop) -> Fault {
@@ -170,10 +210,11 @@ impl<'a> Scan<'a> {
                 stop.path.push(key.clone().into_owned());
                 stop
             };
-            if !seen.insert(key.clone()) {
+            if !seen.insert(key.clone()) && !self.lenient {
                 return Err(inside(self.rule("the key stands here twice")));
             }
-            self.value(depth).map_err(inside)?;
+            let later = depth <= ENVELOPE && self.judged_later.contains(&&*key);
+            if later { self.judged_later(depth) } else { self.value(depth) }.map_err(inside)?;
             self.space();
             match self.peek() {
                 Some(b',') => self.at += 1,
@@ -211,6 +252,14 @@ impl<'a> Scan<'a> {
             }
         }
         Ok(())
+    }
+
+    /// A value that is judged later, but for its depth and its spelling.
+    fn judged_later(&mut self, depth: usize) -> Step {
+        let before = std::mem::replace(&mut self.lenient, true);
+        let step = self.value(depth);
+        self.lenient = before;
+        step
     }
 
     fn word(&mut self, word: &'static str) -> Step {
@@ -252,7 +301,7 @@ impl<'a> Scan<'a> {
             message: "a string with an invalid escape (lone surrogates are none)".into(),
             path: Vec::new(),
         })?;
-        if text.contains('\0') {
+        if text.contains('\0') && !self.lenient {
             return Err(self.rule("a NUL character can't be stored"));
         }
         Ok(Cow::Owned(text))
@@ -293,12 +342,13 @@ impl<'a> Scan<'a> {
             self.digits()?;
         }
         let text = std::str::from_utf8(&self.bytes[start..self.at]).unwrap_or_default();
-        let in_range =
-            if integer { text.parse::<i64>().is_ok() } else { text.parse::<f64>().is_ok_and(f64::is_finite) };
-        if in_range {
-            return Ok(());
+        let double = || text.parse::<f64>().is_ok_and(f64::is_finite);
+        match self.long_integers || !integer {
+            _ if self.lenient => Ok(()),
+            true if !double() => Err(self.rule(TOO_LARGE)),
+            false if text.parse::<i64>().is_err() => Err(self.rule(TOO_LARGE_INTEGER)),
+            _ => Ok(()),
         }
-        Err(self.rule("a number is out of range (integers: 64 bits with sign, others: double precision)"))
     }
 }
 
@@ -389,6 +439,21 @@ mod tests {
         assert!(check_object(nested(MAX_DEPTH).as_bytes()).is_ok());
         assert!(rule(&nested(MAX_DEPTH + 1)).1.contains("64"));
         assert!(rule(&format!("{{\"a\":{}", "[".repeat(500_000))).1.contains("64"));
+    }
+
+    #[test]
+    fn what_is_judged_later_is_passed_over_and_nothing_else() {
+        let check = |text: &str| check_object_but(text.as_bytes(), &["result"]);
+        let deep = format!("{}{}", "[".repeat(64), "]".repeat(64));
+        assert!(check(&format!(r#"{{"a":1,"result" : {deep} ,"b":2}}"#)).is_err());
+        assert_eq!(check(r#"{"result":{"n":1e400,"n":"\u0000"}}"#), Ok(()));
+        assert_eq!(check(r#"{"runs":[{"result":1e400}]}"#), Ok(()));
+        assert!(check(r#"{"a":{"b":{"c":{"result":1e400}}}}"#).is_err());
+        assert!(check(r#"{"result":1,"result":2}"#).is_err());
+        assert!(check(r#"{"result":{"n":1e400},"n":1e400}"#).is_err());
+        for broken in [r#"{"result":}"#, r#"{"result":[1,}"#, r#"{"result":1 2}"#, r#"{"result":"#] {
+            assert!(matches!(check(broken), Err(Fault::Syntax { .. })), "{broken}");
+        }
     }
 
     fn json() -> impl Strategy<Value = serde_json::Value> {

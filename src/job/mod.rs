@@ -4,7 +4,9 @@
 //! `store`'s SQL mirror `state`, and a model test holds the two together.
 
 pub mod backoff;
+pub mod integer;
 pub mod json;
+pub mod kept;
 pub mod model;
 pub mod settle;
 pub mod span;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
-use super::{json, settle::clean};
+use super::{kept::keep, settle::clean};
 
 /// Largest checkpoint that is kept, in bytes.
 pub const CHECKPOINT_MAX: usize = 256 * 1024;
@@ -16,7 +16,7 @@ pub struct Update {
     pub percent: Option<f64>,
     /// An empty one takes the last one away.
     pub message: Option<String>,
-    /// JSON that has no [`fault_of_checkpoint`].
+    /// As [`keep_checkpoint`] gives it.
     pub checkpoint: Option<Arc<RawValue>>,
 }
 
@@ -40,13 +40,16 @@ impl Update {
     }
 }
 
-/// Why a checkpoint can't be kept, said of it; `None`: it can.
-pub fn fault_of_checkpoint(checkpoint: &RawValue) -> Option<String> {
+/// A checkpoint as it is kept.
+///
+/// # Errors
+/// Why it can't be, said of it.
+pub fn keep_checkpoint(checkpoint: Box<RawValue>) -> Result<Box<RawValue>, String> {
     let size = checkpoint.get().len();
     if size > CHECKPOINT_MAX {
-        return Some(format!("has {size} bytes; at most {CHECKPOINT_MAX} bytes (256 KiB) are kept"));
+        return Err(format!("has {size} bytes; at most {CHECKPOINT_MAX} bytes (256 KiB) are kept"));
     }
-    json::check_value(checkpoint.get().as_bytes()).err().map(|fault| format!("can't be kept: {fault}"))
+    keep(checkpoint).map_err(|fault| format!("can't be kept: {fault}"))
 }
 
 #[cfg(test)]
@@ -70,11 +73,14 @@ mod tests {
 
     #[test]
     fn a_checkpoint_that_can_not_be_kept_says_why() {
-        assert_eq!(fault_of_checkpoint(&raw(r#"{"page": 4, "text": "a \\u0000 b"}"#)), None);
-        let large = fault_of_checkpoint(&raw(&format!("\"{}\"", "x".repeat(CHECKPOINT_MAX)))).unwrap();
+        let kept = |text: &str| keep_checkpoint(raw(text)).map(|kept| kept.get().to_owned());
+        let legal = r#"{"page": 4, "text": "a \\\\u0000 b", "n": 18446744073709551616}"#;
+        assert_eq!(kept(legal).as_deref(), Ok(legal));
+        assert_eq!(kept(r#"["\u0000"]"#).as_deref(), Ok("[\"\u{fffd}\"]"));
+        let large = kept(&format!("\"{}\"", "x".repeat(CHECKPOINT_MAX))).unwrap_err();
         assert_eq!(large, "has 262146 bytes; at most 262144 bytes (256 KiB) are kept");
-        let deep = fault_of_checkpoint(&raw(&format!("{}{}", "[".repeat(65), "]".repeat(65)))).unwrap();
+        let deep = kept(&format!("{}{}", "[".repeat(65), "]".repeat(65))).unwrap_err();
         assert!(deep.contains("64"), "{deep}");
-        assert!(fault_of_checkpoint(&raw(r#"["\u0000"]"#)).unwrap().contains("/0"));
+        assert!(kept("[1e400]").unwrap_err().contains("/0"));
     }
 }

@@ -22,10 +22,25 @@ pub fn parse<T: DeserializeOwned + JsonSchema>(body: &[u8]) -> Result<T, ApiErro
     decode(object(body)?)
 }
 
+/// As [`parse`], for what is said of a run: its result and its checkpoint are judged later, by the rules for what runs
+/// hand over.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_of_run<T: DeserializeOwned + JsonSchema>(body: &[u8]) -> Result<T, ApiError> {
+    decode(object_but(body, OF_RUNS)?)
+}
+
+const OF_RUNS: &[&str] = &["result", "checkpoint"];
+
 /// A body that is an object by the general rules. An empty one counts as `{}`.
 fn object(body: &[u8]) -> Result<&[u8], ApiError> {
+    object_but(body, &[])
+}
+
+fn object_but<'a>(body: &'a [u8], judged_later: &'static [&'static str]) -> Result<&'a [u8], ApiError> {
     let body = if body.iter().all(u8::is_ascii_whitespace) { b"{}" } else { body };
-    json::check_object(body).map_err(broken_rule)?;
+    json::check_object_but(body, judged_later).map_err(broken_rule)?;
     Ok(body)
 }
 
@@ -76,17 +91,18 @@ fn explain<T: DeserializeOwned + JsonSchema>(body: &[u8]) -> ApiError {
     ApiError::faults(Code::InvalidRequest, faults)
 }
 
-/// As [`parse`], with a field that was named outside the body, which the body may repeat.
+/// As [`parse_of_run`], with a field that was named outside the body, which the body may repeat.
 ///
 /// # Errors
 /// As [`parse`]; `invalid_request` when the body says otherwise.
-pub fn parse_with<T: DeserializeOwned + JsonSchema>(
+pub fn parse_of_run_with<T: DeserializeOwned + JsonSchema>(
     body: &[u8],
     field: &str,
     value: serde_json::Value,
 ) -> Result<T, ApiError> {
     let mut fields: std::collections::BTreeMap<String, Box<serde_json::value::RawValue>> =
-        serde_json::from_slice(object(body)?).map_err(|e| ApiError::new(Code::InvalidJson, e.to_string()))?;
+        serde_json::from_slice(object_but(body, OF_RUNS)?)
+            .map_err(|e| ApiError::new(Code::InvalidJson, e.to_string()))?;
     let raw = serde_json::value::to_raw_value(&value).map_err(|e| ApiError::internal(&e))?;
     match fields.get(field) {
         Some(said) if serde_json::from_str::<serde_json::Value>(said.get()).ok().as_ref() != Some(&value) => {

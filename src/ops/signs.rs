@@ -13,7 +13,7 @@ use crate::{
     job::{
         Update,
         model::JobId,
-        update::{CHECKPOINT_MAX, fault_of_checkpoint},
+        update::{CHECKPOINT_MAX, keep_checkpoint},
     },
     store::outside::{Renewed, Sign},
 };
@@ -63,9 +63,9 @@ pub(crate) fn judge(
         refused.push(("percent", "must be 0 to 100".to_owned()));
     }
     let mut update = Update::of_progress(percent.filter(fits), message);
-    match checkpoint.map(|raw| (raw, fault_of_checkpoint(raw))) {
-        Some((_, Some(fault))) => refused.push(("checkpoint", fault)),
-        Some((raw, None)) => update.checkpoint = Some(Arc::from(raw.to_owned())),
+    match checkpoint.map(|raw| keep_checkpoint(raw.to_owned())) {
+        Some(Err(fault)) => refused.push(("checkpoint", fault)),
+        Some(Ok(kept)) => update.checkpoint = Some(Arc::from(kept)),
         None => {}
     }
     (update, refused)

@@ -13,7 +13,12 @@ use super::{
     input::{IdText, Span},
 };
 use crate::{
-    job::{Status, Work, model::JobId},
+    job::{
+        Status, Work,
+        integer::{integer, optional_integer},
+        json::failure_of_payload,
+        model::JobId,
+    },
     store::entity::job::Model,
     types::Origin,
 };
@@ -29,11 +34,11 @@ pub struct EnqueueRequest {
     #[schemars(with = "serde_json::Value")]
     pub payload: Box<RawValue>,
     /// From -9 to 9, higher runs sooner; 0 unless given.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "optional_integer")]
     #[schemars(range(min = -9, max = 9))]
     pub priority: Option<i64>,
     /// From 1 to 100; the type's own setting unless given.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "optional_integer")]
     #[schemars(range(min = 1, max = 100))]
     pub max_attempts: Option<i64>,
     /// Not before this much time has passed; not together with `runAt`.
@@ -122,7 +127,7 @@ impl From<JobId> for CancelRequest {
 pub struct WaitRequest {
     pub job_id: IdText,
     /// 0 to 300000; 30000 unless given.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "optional_integer")]
     #[schemars(range(min = 0, max = 300_000))]
     pub timeout_ms: Option<i64>,
 }
@@ -147,11 +152,11 @@ pub struct ListRequest {
     #[serde(default)]
     pub tag: Option<String>,
     /// 1 to 1000; 50 unless given. A page that would pass 768 KiB ends early.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "optional_integer")]
     #[schemars(range(min = 1, max = 1000))]
     pub limit: Option<i64>,
     /// 0 to 100000. For more use `cursor`, which costs the same on every page.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "optional_integer")]
     #[schemars(range(min = 0, max = 100_000))]
     pub offset: Option<i64>,
     /// `nextCursor` of the page before.
@@ -239,10 +244,14 @@ pub struct AttemptError {
     kind: crate::job::FailureKind,
 }
 
+const PAYLOAD_NOT_SHOWN: &str = "the payload breaks a rule of the input and is not shown; the database has it";
+
 impl From<Model> for Job {
     fn from(row: Model) -> Self {
         let raw = |text: Option<String>| text.and_then(|text| RawValue::from_string(text).ok());
         let status: Status = row.status.parse().unwrap_or(Status::Pending);
+        // It could make the whole answer unreadable for the caller.
+        let unfit = row.payload.as_deref().and_then(failure_of_payload);
         let error = match status {
             Status::Completed => None,
             Status::Cancelled => row.cancel_reason.or(row.error),
@@ -252,7 +261,7 @@ impl From<Model> for Job {
             id: row.id,
             r#type: row.r#type,
             status,
-            payload: raw(row.payload),
+            payload: raw(row.payload.filter(|_| unfit.is_none())),
             priority: row.priority,
             attempts: row.attempt,
             max_attempts: row.max_attempts,
@@ -264,7 +273,7 @@ impl From<Model> for Job {
             // Those that the service made for itself are nobody's business.
             idempotency_key: row.idempotency_key.filter(|key| !key.starts_with(super::enqueue::INTERNAL_KEY)),
             worker_id: row.worker_id,
-            note: None,
+            note: unfit.map(|_| PAYLOAD_NOT_SHOWN.to_owned()),
             created_at: row.created_at,
             run_at: row.run_at,
             started_at: row.started_at,
@@ -382,6 +391,7 @@ pub struct TypeRemoved {
 pub struct FinishRequest {
     pub job_id: IdText,
     /// The number of the run, as it was given with the job.
+    #[serde(deserialize_with = "integer")]
     pub run: i64,
     /// Any JSON of at most `limits.result` (256 KiB).
     #[serde(default)]
@@ -427,17 +437,17 @@ pub struct FetchRequest {
     #[serde(default)]
     pub types: Option<Vec<String>>,
     /// Most jobs to give, 1 to 100; 1 unless given.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "optional_integer")]
     #[schemars(range(min = 1, max = 100))]
     pub max: Option<i64>,
     /// How long to wait for a first one, 0 to 30000; 0 unless given.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "optional_integer")]
     #[schemars(range(min = 0, max = 30_000))]
     pub wait_ms: Option<i64>,
     /// Names the program for people: 1 to 100 letters, digits, `-`, `_` or `.`.
     pub worker_id: String,
     /// How long the program may be silent before its jobs are given to others, 1000 to 3600000; 30000 unless given.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "optional_integer")]
     #[schemars(range(min = 1000, max = 3_600_000))]
     pub lease_ms: Option<i64>,
 }
@@ -482,6 +492,7 @@ pub struct HeartbeatRequest {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Beat {
     pub job_id: IdText,
+    #[serde(deserialize_with = "integer")]
     pub run: i64,
     /// 0 to 100.
     #[serde(default)]
@@ -518,6 +529,7 @@ pub struct RunState {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CompleteRequest {
     pub job_id: IdText,
+    #[serde(deserialize_with = "integer")]
     pub run: i64,
     /// Any JSON of at most `limits.result` (256 KiB); null unless given.
     #[serde(default)]
@@ -530,6 +542,7 @@ pub struct CompleteRequest {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FailRequest {
     pub job_id: IdText,
+    #[serde(deserialize_with = "integer")]
     pub run: i64,
     /// For people; the first 2 KiB are kept.
     pub message: String,
@@ -546,6 +559,7 @@ pub struct FailRequest {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ReleaseRequest {
     pub job_id: IdText,
+    #[serde(deserialize_with = "integer")]
     pub run: i64,
     /// When the job is offered again; at once unless given.
     #[serde(default)]

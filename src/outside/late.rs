@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     handlers::Ended,
-    job::{FailureKind, Update, model::JobId, update::fault_of_checkpoint},
+    job::{FailureKind, Update, model::JobId, update::keep_checkpoint},
     ops::{
         Ops,
         error::chain,
@@ -150,7 +150,7 @@ impl Late {
 fn sign(message: &Message) -> Option<outside::Sign> {
     let (job_type, id, Sign { run, percent, message, checkpoint }) = Sign::read(message)?;
     let mut update = Update::of_progress(percent, message);
-    update.checkpoint = checkpoint.filter(|raw| fault_of_checkpoint(raw).is_none()).map(Arc::from);
+    update.checkpoint = checkpoint.and_then(|raw| keep_checkpoint(raw).ok()).map(Arc::from);
     Some(outside::Sign { id, run, job_type: Some(job_type.to_owned()), update })
 }
 

@@ -15,7 +15,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{broker::Broker, handlers::RunContext, job::model::JobId, supervise::Tasks};
+use crate::{
+    broker::Broker,
+    handlers::RunContext,
+    job::{integer::integer, model::JobId},
+    supervise::Tasks,
+};
 
 /// Answers to one request that may wait to be looked at; further ones are dropped, since the first good one counts.
 const ANSWERS: usize = 4;
@@ -50,6 +55,7 @@ pub(super) struct Expected {
 /// What a handler publishes on `queue.progress.<type>.<id>`.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Sign {
+    #[serde(deserialize_with = "integer")]
     pub run: i64,
     pub percent: Option<f64>,
     pub message: Option<String>,

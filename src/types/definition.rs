@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{Known, Origin};
 use crate::{
     config::{Config, TIMEOUT_RANGE, TypeOverrides, TypeSettings},
-    job::{JobType, RetryPolicy, Work},
+    job::{JobType, RetryPolicy, Work, integer::optional_integer},
     ops::input::Span,
     outside::Callers,
 };
@@ -57,13 +57,13 @@ pub struct Definition {
     #[serde(default)]
     pub heartbeat: Option<Span>,
     /// 1 to 100.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "optional_integer")]
     pub max_attempts: Option<i64>,
     /// What is not given comes from the section `retry` of the configuration.
     #[serde(default)]
     pub backoff: Option<Backoff>,
     /// Runs at the same time, per process of the service, 1 to 10000.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "optional_integer")]
     pub concurrency: Option<i64>,
 }
 

@@ -26,7 +26,9 @@ use crate::{
     },
     faults::crash_point,
     handlers::{Ended, RunContext, context::Notes, result},
-    job::{Failure, FailureKind, Outcome, Verdict, Work, model::JobId, settle, span::rounded},
+    job::{
+        Failure, FailureKind, Outcome, Verdict, Work, json::failure_of_payload, model::JobId, settle, span::rounded,
+    },
     ops::error::chain,
     store::{
         claim::{Claim, Claimed, Refused},
@@ -182,6 +184,12 @@ pub(crate) async fn put_off(broker: &Broker, ack: &AckHandle, id: JobId, refused
 }
 
 async fn run_handler(shared: &Shared, known: &Known, run: &Run, job: &Claimed) -> End {
+    // One that starts where it was asked for was looked at there.
+    if run.message.is_some()
+        && let Some(failure) = failure_of_payload(job.payload.0.get())
+    {
+        return End::Settled(Outcome::Failed(failure));
+    }
     let timeout = job.timeout_ms.map_or(known.settings.timeout, |ms| Duration::from_millis(ms.unsigned_abs()));
     let notes = Arc::new(Notes::with_checkpoint(job.checkpoint.as_ref().map(|c| c.0.clone())));
     *run.notes.lock().unwrap_or_else(PoisonError::into_inner) = notes.clone();

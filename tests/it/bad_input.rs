@@ -572,7 +572,7 @@ async fn filters_are_values_and_pages_have_bounds() {
         list(r#"{"include":"secrets"}"#, "/include"),
         list(r#"{"cursor":7}"#, "/cursor"),
     ];
-    for limit in ["0", "-1", "1001", "9223372036854775807", "1.5", "\"ten\"", "1e3"] {
+    for limit in ["0", "-1", "1001", "9223372036854775807", "1.5", "\"ten\"", "1e4"] {
         cases.push(list(&format!(r#"{{"limit":{limit}}}"#), "/limit"));
     }
     for offset in ["-1", "100001", "1000000000", "9223372036854775807", "0.5", "\"\""] {

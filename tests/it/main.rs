@@ -76,6 +76,7 @@ mod supervise;
 mod sweep;
 mod types;
 mod unread;
+mod values;
 mod wait;
 mod web;
 mod wire;

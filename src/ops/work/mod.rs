@@ -13,7 +13,10 @@ use super::{
     error::{ApiError, Code},
     wire::{FetchReply, FetchRequest, FetchedJob, Job},
 };
-use crate::{job::Work, ops::error::quoted};
+use crate::{
+    job::{Work, json::failure_of_payload},
+    ops::error::quoted,
+};
 
 const MAX_TYPES: usize = 20;
 const MAX_JOBS: i64 = 100;
@@ -44,6 +47,10 @@ impl Ops {
         let mut size = 0;
         for job in claimed {
             let Some(row) = rows.iter().find(|row| row.id == job.id && row.run == job.run) else { continue };
+            if let Some(failure) = row.payload.as_deref().and_then(failure_of_payload) {
+                self.refuse(job.id, job.run, failure).await;
+                continue;
+            }
             let whole = Job::whole(row.clone());
             size += row.payload.as_ref().map_or(0, String::len) + row.errors.as_ref().map_or(0, String::len) + 2048;
             size += job.checkpoint.as_ref().map_or(0, |raw| raw.get().len());

@@ -1,10 +1,10 @@
 //! What is said of runs that were fetched: signs of life, and their ends.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use super::{MAX_RUNS, check_worker};
 use crate::{
-    job::model::JobId,
+    job::{Failure, model::JobId},
     ops::{
         Ops, Scope,
         error::{ApiError, Code, Fault},
@@ -78,7 +78,16 @@ impl Ops {
 
     /// Gives back a run that could not be handed out after all.
     pub(super) async fn give_back(&self, id: JobId, run: i64) {
-        let said = Said::Released { delay: std::time::Duration::ZERO };
+        self.end_unseen(id, run, Said::Released { delay: Duration::ZERO }).await;
+    }
+
+    /// Ends a run that must not be handed out.
+    pub(super) async fn refuse(&self, id: JobId, run: i64, failure: Failure) {
+        let said = Said::Failed { message: failure.message, retry: false, retry_after: None };
+        self.end_unseen(id, run, said).await;
+    }
+
+    async fn end_unseen(&self, id: JobId, run: i64, said: Said) {
         if let Err(e) = self.end_run(None, id, run, said).await {
             tracing::debug!(job.id = %id, "job {id} comes again when its lease is over: {}", e.detail);
         }
