@@ -32,11 +32,12 @@ const FRAME: usize = 8 * 1024;
 /// Longest text of a reason, in bytes.
 const REASON_MAX: usize = 1000;
 
-/// Takes messages in until `stop`, on `tasks`.
+/// Takes messages in until the service begins to stop, on `tasks`.
 ///
 /// # Errors
 /// The client is closed.
-pub async fn start(ops: &Ops, stop: &CancellationToken, tasks: &Tasks) -> Result<(), SubscribeError> {
+pub async fn start(ops: &Ops, tasks: &Tasks) -> Result<(), SubscribeError> {
+    let stop = ops.supervisor.stopping();
     let pull = Arc::new(Mutex::new(LanePull::of_inbox(&ops.broker).await?));
     let room = Arc::new(Semaphore::new(AT_ONCE));
     let (ops, stopped) = (ops.clone(), stop.clone());

@@ -1,8 +1,13 @@
 //! The roles of one process, wired: doors, worker and duties, started and stopped in order.
 
+mod stop;
+
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, timeout_at},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -25,8 +30,6 @@ use crate::{
 const TRY_AGAIN: Duration = Duration::from_millis(500);
 /// How long the start waits for the broker.
 const BROKER: Duration = Duration::from_secs(3);
-/// Longest wait for answers that are under way when the service stops.
-const DOORS: Duration = Duration::from_secs(10);
 
 /// A running service.
 pub struct Service {
@@ -52,6 +55,18 @@ struct Group {
 impl Group {
     fn new(supervisor: &Supervisor) -> Self {
         Self { tasks: supervisor.tasks(), stop: CancellationToken::new() }
+    }
+
+    /// Ends all of them, and cuts off those that have not ended at `until`. Returns how many short ones there were among
+    /// these.
+    async fn end(self, until: Instant) -> usize {
+        self.stop.cancel();
+        self.tasks.close();
+        if timeout_at(until, self.tasks.wait()).await.is_ok() {
+            return 0;
+        }
+        self.tasks.cut_off();
+        self.tasks.short_ones()
     }
 }
 
@@ -172,39 +187,46 @@ impl Service {
         }
     }
 
-    /// Stops: no new requests, running jobs may end for `worker.drain` (or until `hurry`), the rest is handed back, and
-    /// everything that was answered for is written.
+    /// Stops. From now on nothing is begun: no job, no fetch, no wait. Everything else is answered while running jobs may end,
+    /// for `worker.drain` or until `hurry`; then the rest is handed back, everything that was answered for is written, and
+    /// the doors close. That takes 10 s more at most, whatever is away; the log says what was left behind.
     ///
     /// # Errors
     /// What kept the start from succeeding.
     pub async fn stop(self, hurry: CancellationToken) -> Result<(), Error> {
-        let Self { ops, store, broker, doors, duties, intake, start, stop_start, .. } = self;
-        doors.stop.cancel();
+        let began = Instant::now();
+        let Self { ops, store, broker, doors, duties, intake, mut start, stop_start, .. } = self;
+        doors.tasks.supervisor().begin_stop();
         stop_start.cancel();
-        doors.tasks.close();
-        if tokio::time::timeout(DOORS, doors.tasks.wait()).await.is_err() {
-            tracing::warn!("some answers were still under way after {} s", DOORS.as_secs());
-        }
-        let started = start.await;
-        let outcome = match started {
-            Ok(Ok(Some(worker))) => {
-                worker.drain(hurry).await;
-                Ok(())
-            }
-            Ok(Ok(None)) => Ok(()),
+        let started = timeout_at(began + stop::START, &mut start).await;
+        let (worker, outcome) = match started {
+            Ok(Ok(Ok(worker))) => (worker, Ok(())),
             // It was logged.
-            Err(_) => Err(Error::Died("start".into())),
-            Ok(Err(e)) => Err(e),
+            Ok(Err(_)) => (None, Err(Error::Died("start".into()))),
+            Ok(Ok(Err(e))) => (None, Err(e)),
+            Err(_) => {
+                start.abort();
+                (None, Ok(()))
+            }
         };
+        if let Some(worker) = &worker {
+            worker.drain(&hurry).await;
+        }
+        let by = stop::Deadlines::from(Instant::now());
+        let mut left = stop::Left::default();
+        if let Some(worker) = worker {
+            left.worker = worker.end(by.runs).await;
+        }
         // The batchers end with the last handle to them.
         drop(ops);
+        left.answers = doors.end(by.doors).await;
         intake.close();
-        let _ = tokio::time::timeout(DOORS, intake.wait()).await;
-        duties.stop.cancel();
-        duties.tasks.close();
-        let _ = tokio::time::timeout(DOORS, duties.tasks.wait()).await;
-        broker.close().await;
-        let _ = tokio::time::timeout(Duration::from_secs(2), store.close()).await;
+        if timeout_at(by.intake, intake.wait()).await.is_err() {
+            intake.cut_off();
+        }
+        duties.end(by.duties).await;
+        let _ = timeout_at(by.connections, async { tokio::join!(broker.close(), store.close()) }).await;
+        left.tell(began.elapsed());
         outcome
     }
 }
@@ -245,8 +267,7 @@ impl Start {
         }
         background::start(&self.deps, &self.stop, &self.duties);
         if self.deps.config.rpc.enabled {
-            let (stop, tasks) = &self.doors;
-            inbox::start(&self.ops, stop, tasks).await?;
+            inbox::start(&self.ops, &self.doors.1).await?;
         }
         if !self.deps.config.worker.enabled {
             self.ready.send_replace(true);

@@ -8,7 +8,10 @@ use std::{
     collections::BTreeMap,
     fmt,
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -45,6 +48,9 @@ struct Shared {
     restarts: Mutex<BTreeMap<&'static str, u64>>,
     vital: Mutex<Option<String>>,
     ended: CancellationToken,
+    stopping: CancellationToken,
+    /// The same, for those who ask for each job.
+    is_stopping: AtomicBool,
 }
 
 /// What is known of one long-lived task.
@@ -72,6 +78,9 @@ pub struct Report {
 pub struct Tasks {
     supervisor: Supervisor,
     tracker: TaskTracker,
+    /// How many of them run for long.
+    kept: Arc<AtomicUsize>,
+    cut: CancellationToken,
 }
 
 impl Name {
@@ -97,7 +106,23 @@ impl fmt::Display for Name {
 impl Supervisor {
     /// A group of tasks that can be waited for.
     pub fn tasks(&self) -> Tasks {
-        Tasks { supervisor: self.clone(), tracker: TaskTracker::new() }
+        Tasks { supervisor: self.clone(), ..Tasks::default() }
+    }
+
+    /// The service begins to stop.
+    pub fn begin_stop(&self) {
+        self.0.is_stopping.store(true, Ordering::SeqCst);
+        self.0.stopping.cancel();
+    }
+
+    /// Cancelled when the service begins to stop: nothing is begun from then on that may be done elsewhere.
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.0.stopping
+    }
+
+    /// Whether the service has begun to stop.
+    pub fn is_stopping(&self) -> bool {
+        self.0.is_stopping.load(Ordering::SeqCst)
     }
 
     /// All long-lived tasks that run or are about to start again.
@@ -253,12 +278,46 @@ impl Tasks {
         self.tracker.wait().await;
     }
 
+    /// Ends those that run for long, wherever they wait, and drops what they are at.
+    pub fn cut_off(&self) {
+        self.cut.cancel();
+    }
+
+    /// Whether [`Tasks::cut_off`] was called.
+    pub fn is_cut_off(&self) -> bool {
+        self.cut.is_cancelled()
+    }
+
+    /// How many tasks have not ended that end by themselves: those of [`Tasks::spawn`].
+    pub fn short_ones(&self) -> usize {
+        self.tracker.len().saturating_sub(self.kept.load(Ordering::SeqCst))
+    }
+
     fn track<Fut>(&self, name: Name, stop: Option<CancellationToken>, work: impl FnMut() -> Fut + Send + 'static)
     where
         Fut: Future<Output = ()> + Send + 'static,
     {
-        let supervisor = self.supervisor.clone();
-        start(&self.tracker, async move { supervisor.supervise(name, stop, work).await });
+        let (supervisor, cut, kept) = (self.supervisor.clone(), self.cut.clone(), Kept::new(&self.kept));
+        start(&self.tracker, async move {
+            cut.run_until_cancelled_owned(supervisor.supervise(name, stop, work)).await;
+            drop(kept);
+        });
+    }
+}
+
+/// Counts a task that runs for long, until it is dropped.
+struct Kept(Arc<AtomicUsize>);
+
+impl Kept {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -60,6 +60,11 @@ fn news(job: &Job) -> String {
     format!("{state}, attempt {} of {}, {}", job.attempts, job.max_attempts, job.remark())
 }
 
+/// A service that stops says so to those who wait.
+fn is_unavailable(error: &CallError) -> bool {
+    matches!(error, CallError::Refused(refusal) if refusal.status == 503)
+}
+
 /// Asks until the job is over, and gives the job as it was answered. `look` sees it now and then before that.
 ///
 /// # Errors
@@ -90,7 +95,8 @@ pub async fn until_over(
                 }
             }
             // The job goes on without us; a service that was there before will be there again.
-            Err(e) if known && e.is_passing() => {
+            Err(e) if (known || is_unavailable(&e)) && e.is_passing() => {
+                known = true;
                 let since = *away_since.get_or_insert_with(Instant::now);
                 if since.elapsed() > AWAY || limit.is_some_and(|limit| start.elapsed() >= limit) {
                     return Err(e);

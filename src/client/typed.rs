@@ -20,6 +20,8 @@ use crate::{
 
 /// Longest wait of one request; longer ones are made of several. Source: wire contract, `queue.waitJob`.
 const WAIT_MAX: Duration = Duration::from_secs(300);
+/// Pause before a wait is asked for again that the service could not go on with.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Which jobs to list. The default: the newest 50 of all.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -115,12 +117,13 @@ impl Client {
         self.ask(Verb::GetJob, &json!({"jobId": id})).await
     }
 
-    /// Waits until a job is over. `None`: it is not over after `limit`.
+    /// Waits until a job is over, also while the service is replaced. `None`: it is not over after `limit`.
     ///
     /// # Errors
     /// As [`Client::job`].
     pub async fn wait(&self, id: JobId, limit: Duration) -> Result<Option<Job>, CallError> {
         let end = Instant::now() + limit;
+        let mut known = false;
         loop {
             let left = end.saturating_duration_since(Instant::now()).min(WAIT_MAX);
             let request = json!({"jobId": id, "timeoutMs": left.as_millis() as u64});
@@ -130,6 +133,11 @@ impl Client {
                     if Instant::now() >= end {
                         return Ok(None);
                     }
+                    known = true;
+                }
+                Err(e) if is_known(known, &e) && Instant::now() + PAUSE < end => {
+                    known = true;
+                    tokio::time::sleep(PAUSE).await;
                 }
                 Err(e) => return Err(e),
             }
@@ -198,4 +206,11 @@ impl Client {
         let id = id.map_or_else(|| "*".to_owned(), |id| id.to_string());
         self.events("*", "*", &id).await.map(JobEvents)
     }
+}
+
+/// Whether a wait that failed is worth asking for again: somebody was there, and will be there again. A service that stops
+/// says that it is `unavailable`.
+fn is_known(before: bool, error: &CallError) -> bool {
+    let told = matches!(error, CallError::Refused(refusal) if refusal.code == "unavailable");
+    told || before && error.is_passing()
 }

@@ -94,11 +94,7 @@ async fn show(State(door): State<Arc<Door>>, Segment(id): Segment, RawQuery(q): 
         return json(StatusCode::OK, &door.ops.job(None, id).await?);
     };
     let request = WaitRequest { job_id: IdText(id), timeout_ms: Some(patience) };
-    let job = tokio::select! {
-        job = door.ops.wait_job(None, request) => job,
-        () = door.stop.cancelled() => Err(ApiError::unavailable("this instance is stopping")),
-    };
-    json(StatusCode::OK, &job.map_err(of_wait)?)
+    json(StatusCode::OK, &door.ops.wait_job(None, request).await.map_err(of_wait)?)
 }
 
 async fn retry(

@@ -27,8 +27,8 @@ const MAX_HEADERS: usize = 100;
 const PATIENCE: Patience = Patience { head: Duration::from_secs(10), stall: Duration::from_secs(30) };
 /// Longest pause between two requests on one connection.
 const IDLE: Duration = Duration::from_secs(60);
-/// How long open requests may go on after a stop.
-const GRACE: Duration = Duration::from_secs(5);
+/// How long open requests may go on after a stop: as long as callers may have to wait for an answer.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// Who is asking; an extension of each request.
 #[derive(Clone, Copy, Debug)]

@@ -51,7 +51,6 @@ struct Door {
     bodies: body::Bodies,
     payload_limit: usize,
     started: Instant,
-    stop: CancellationToken,
 }
 
 /// Serves until `stop`, on a task of `tasks` that ends when all connections have; every clone of `ops` is dropped then.
@@ -70,7 +69,7 @@ pub async fn start(
     let listener = TcpListener::bind(config.bind).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     let payload_limit = usize::try_from(ops.config.limits.payload.as_u64()).unwrap_or(usize::MAX / 2);
-    let door = Door { ops, bodies: body::Bodies::new(), payload_limit, started: Instant::now(), stop: stop.clone() };
+    let door = Door { ops, bodies: body::Bodies::new(), payload_limit, started: Instant::now() };
     let router = routes::all(Arc::new(door), gate::Gate::new(config), extra);
     let listening = Arc::new(listen::Listening::new(listener));
     let stopped = stop.clone();

@@ -12,7 +12,7 @@ use axum::{
 };
 
 use super::{Door, jobs::LIKE_RPC, query, refusal::Answer};
-use crate::ops::{ApiError, EnqueueOptions, Verb};
+use crate::ops::{EnqueueOptions, Verb};
 
 pub fn routes() -> Router<Arc<Door>> {
     let route = |verb: Verb| post(move |door, q, headers, body| ask(verb, door, q, headers, body));
@@ -34,9 +34,6 @@ async fn ask(
 ) -> Answer {
     query::none(q.as_deref())?;
     let body = door.bodies.read(&headers, body, LIKE_RPC).await?;
-    let reply = tokio::select! {
-        reply = door.ops.call(verb, None, &body.bytes, EnqueueOptions::default()) => reply?,
-        () = door.stop.cancelled() => return Err(ApiError::unavailable("this instance is stopping").into()),
-    };
+    let reply = door.ops.call(verb, None, &body.bytes, EnqueueOptions::default()).await?;
     Ok(([("content-type", "application/json")], reply).into_response())
 }

@@ -191,6 +191,11 @@ impl ApiError {
         Self { retry_after: Some(Duration::from_secs(2)), ..Self::new(Code::Unavailable, detail) }
     }
 
+    /// For those who wait for something when the service stops.
+    pub fn stopping() -> Self {
+        Self::unavailable("this instance is stopping")
+    }
+
     /// A fault of ours: the log has the whole story under the id that the caller is given.
     pub fn internal(error: &dyn std::error::Error) -> Self {
         let id = uuid::Uuid::now_v7();
@@ -253,7 +258,7 @@ impl From<store::Error> for ApiError {
 impl From<Unanswered> for ApiError {
     fn from(error: Unanswered) -> Self {
         ApiError::unavailable(match error {
-            Unanswered::Stopping => "this instance is stopping",
+            Unanswered::Stopping => return ApiError::stopping(),
             Unanswered::Failed => "something went wrong inside the service, which its log tells",
         })
     }

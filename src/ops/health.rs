@@ -57,6 +57,7 @@ impl Ops {
         ]);
         checks.extend(self.handlers().map(|check| ("handlers", check)));
         checks.extend(self.refused());
+        checks.extend(self.stopping().map(|check| ("service", check)));
         let status = checks.values().map(|check| check.status).max().unwrap_or(HealthStatus::Ok);
         Health { status, checks }
     }
@@ -64,7 +65,16 @@ impl Ops {
     /// Whether jobs can be taken here: what a probe asks before it sends callers. Looks at nothing else, since a broker
     /// that hangs costs time but no job.
     pub async fn ready(&self) -> Check {
-        self.postgres().await
+        match self.stopping() {
+            Some(stopping) => Check { status: HealthStatus::Unavailable, ..stopping },
+            None => self.postgres().await,
+        }
+    }
+
+    /// `None` while this instance is to stay.
+    fn stopping(&self) -> Option<Check> {
+        let detail = "this instance is stopping: running jobs may end, new ones are for other instances";
+        self.supervisor.is_stopping().then(|| check(HealthStatus::Degraded, detail))
     }
 
     async fn postgres(&self) -> Check {

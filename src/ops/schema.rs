@@ -57,6 +57,11 @@ pub const VERBS: [Verb; 20] = [
 ];
 
 impl Verb {
+    /// Whether it may wait for long for something to happen.
+    pub fn waits(self) -> bool {
+        matches!(self, Verb::WaitJob | Verb::Fetch)
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Verb::Enqueue => "enqueue",

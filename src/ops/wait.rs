@@ -26,7 +26,12 @@ impl Ops {
             let message = format!("must be 0 to {MAX_WAIT}");
             return Err(ApiError::fault(Code::InvalidRequest, "/timeoutMs", message));
         }
-        let job = self.wait_until_over(scope, request.job_id.0, Duration::from_millis(ms.unsigned_abs())).await?;
+        let waiting = self.wait_until_over(scope, request.job_id.0, Duration::from_millis(ms.unsigned_abs()));
+        let job = tokio::select! {
+            job = waiting => job?,
+            // Whoever asks again finds another instance, or this one when it is back.
+            () = self.supervisor.stopping().cancelled() => return Err(ApiError::stopping()),
+        };
         if job.status.is_final() {
             return Ok(job);
         }

@@ -86,7 +86,7 @@ fn take(shared: &Arc<Shared>, endpoint: &Arc<Endpoint>, request: Message) {
     }
     // Waits hold no data and have a limit of their own.
     let share = match endpoint.verb {
-        Verb::WaitJob | Verb::Fetch => None,
+        verb if verb.waits() => None,
         _ => match shared.budget.try_take(1, request.payload.len()) {
             Some(share) => Some(share),
             None => {

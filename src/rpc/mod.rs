@@ -38,7 +38,8 @@ pub(crate) struct Shared {
     tasks: Tasks,
 }
 
-/// Answers requests on `tasks` until `stop`; what was received by then is still answered.
+/// Answers requests on `tasks` until `stop`, and those that would wait until the service begins to stop; what was received
+/// by then is still answered.
 ///
 /// # Errors
 /// The connection to NATS is closed for good.
@@ -59,6 +60,8 @@ pub async fn start(
     });
     let endpoints: Arc<[Arc<Endpoint>]> = VERBS.into_iter().flat_map(|verb| both(broker, verb)).collect();
     for endpoint in endpoints.iter() {
+        // Who asks for something to wait for finds another replica then, if there is one.
+        let stop = if endpoint.verb.waits() { shared.ops.supervisor.stopping() } else { stop };
         let requests = broker.rpc.queue_subscribe(endpoint.subject.clone(), QUEUE_GROUP.to_owned()).await?;
         let (shared, endpoint, requests) = (shared.clone(), endpoint.clone(), Arc::new(Mutex::new(requests)));
         let (name, stopped) = (Name::of("rpc", &endpoint.name), stop.clone());

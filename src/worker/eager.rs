@@ -126,10 +126,11 @@ impl Eager {
 
 impl Step {
     fn take_room(self: &Arc<Self>, job: &NewJob) -> Option<Taken> {
+        let shared = self.shared.upgrade().filter(|shared| !shared.deps.supervisor.is_stopping())?;
         self.lock().take_room().then_some(())?;
         let room = Room(self.clone());
         // In hand before it is written, so that whoever cancels it finds it, and this worker does not end before it.
-        let in_hand = InHand::new(&self.shared.upgrade()?, Run::new(job.id, job.job_type.to_string(), None));
+        let in_hand = InHand::new(&shared, Run::new(job.id, job.job_type.to_string(), None));
         Some(Taken { room, in_hand })
     }
 

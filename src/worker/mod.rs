@@ -17,12 +17,12 @@ mod running;
 mod slots;
 mod unanswered;
 
-use std::{
-    sync::{Arc, atomic::AtomicBool},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use tokio::sync::Notify;
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout_at},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -75,9 +75,19 @@ pub(crate) struct Shared {
     pub tasks: Tasks,
     /// What brings jobs here and looks after those in hand.
     pub pullers: Tasks,
-    /// Set when runs are cut off, so that no further one starts.
-    pub draining: AtomicBool,
 }
+
+/// What a worker had to leave behind when it ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unfinished {
+    /// Runs whose handler had not ended.
+    pub runs: usize,
+    /// Runs whose outcome could not be written.
+    pub outcomes: usize,
+}
+
+/// How long the goodbye to the database may take.
+const GOODBYE: Duration = Duration::from_millis(500);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -114,7 +124,6 @@ impl Worker {
             running: Running::default(),
             tasks: batch_tasks,
             pullers: deps.supervisor.tasks(),
-            draining: AtomicBool::new(false),
             id,
             deps,
         });
@@ -141,36 +150,53 @@ impl Worker {
         &self.shared.id
     }
 
-    /// Stops pulling, lets running jobs end for up to `worker.drain`, hands back the rest without spending their
-    /// attempt, and returns when every outcome is written. `hurry` cuts the wait short.
-    pub async fn drain(self, hurry: CancellationToken) {
-        let Self { shared, stop_pulling, heartbeat } = self;
-        let pullers = shared.pullers.clone();
-        stop_pulling.cancel();
-        let drain = shared.deps.config.worker.drain;
-        let ended = async { shared.running.wait_empty().await };
+    /// Stops pulling, and lets running jobs end for up to `worker.drain`, or until `hurry`. To be followed by
+    /// [`Worker::end`].
+    pub async fn drain(&self, hurry: &CancellationToken) {
+        self.stop_pulling.cancel();
+        let Shared { running, deps, .. } = &*self.shared;
+        let drain = deps.config.worker.drain;
         tokio::select! {
-            _ = ended => {}
+            _ = running.wait_empty() => {}
             _ = tokio::time::sleep(drain) => tracing::warn!("handing back the jobs that still run after {drain:?}"),
             _ = hurry.cancelled() => tracing::warn!("handing back the jobs that still run"),
         }
-        shared.draining.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    /// Hands back what still runs without spending its attempt, and returns when every outcome is written, or at `until`
+    /// and half a second: what is not written by then is left to the lease.
+    pub async fn end(self, until: Instant) -> Unfinished {
+        let Self { shared, stop_pulling, heartbeat } = self;
+        stop_pulling.cancel();
         shared.running.interrupt_all();
-        shared.running.wait_empty().await;
-        pullers.close();
-        pullers.wait().await;
-        // Now that no further ones may come: those that were won when they were written.
-        shared.running.wait_empty().await;
-        let (id, store, tasks) = (shared.id.clone(), shared.deps.store.clone(), shared.tasks.clone());
+        let (pullers, tasks) = (shared.pullers.clone(), shared.tasks.clone());
+        let ended = timeout_at(until, async {
+            shared.running.wait_empty().await;
+            pullers.close();
+            pullers.wait().await;
+            // Now that no further ones may come: those that were won when they were written.
+            shared.running.wait_empty().await;
+        });
+        let mut unfinished = Unfinished::default();
+        if ended.await.is_err() {
+            unfinished = shared.running.unfinished();
+            pullers.cut_off();
+            tasks.cut_off();
+        }
+        let (id, store) = (shared.id.clone(), shared.deps.store.clone());
         // The batchers end with the last handle to them.
         drop(shared);
         tasks.close();
-        let _ = tokio::time::timeout(Duration::from_secs(10), tasks.wait()).await;
-        heartbeat.stop().await;
-        if let Err(e) = store.deregister(&id).await {
-            tracing::debug!("the worker's row expires by itself: {e}");
-        }
+        let goodbye = async {
+            tasks.wait().await;
+            heartbeat.stop().await;
+            if let Err(e) = store.deregister(&id).await {
+                tracing::debug!("the worker's row expires by itself: {e}");
+            }
+        };
+        let _ = timeout_at(until + GOODBYE, goodbye).await;
         tracing::info!(worker.id = %id, "worker stopped");
+        unfinished
     }
 }
 

@@ -1,7 +1,7 @@
 //! The life of one prompt: claim, run, settle, record, answer.
 
 use std::{
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
@@ -45,6 +45,9 @@ const LATER: Duration = Duration::from_secs(1);
 /// When a suspect comes again while another one is in hand.
 const NEXT_SUSPECT: Duration = Duration::from_millis(500);
 
+/// Longest time that a handler has to stop by itself when the service stops: its outcome has to be written, too.
+const AT_STOP: Duration = Duration::from_secs(5);
+
 /// How long a claimed job waits for a slot.
 const TURN: Duration = Duration::from_secs(1);
 
@@ -57,7 +60,7 @@ pub(crate) async fn carry_out(
     place: Place,
 ) {
     let (in_hand, job, _turn) = match prompt {
-        Prompt::Won(won) if shared.draining.load(Ordering::SeqCst) => return won.hand_back().await,
+        Prompt::Won(won) if shared.deps.supervisor.is_stopping() => return won.hand_back().await,
         Prompt::Won(Won { in_hand, job }) => (in_hand, job, None),
         Prompt::Message(delivery) => {
             let Some(in_hand) = take(&shared, delivery).await else { return };
@@ -76,7 +79,7 @@ async fn take(shared: &Arc<Shared>, delivery: Delivery) -> Option<InHand> {
         return None;
     };
     let in_hand = InHand::new(shared, Run::new(wake_up.id, wake_up.job_type, Some(message)));
-    if shared.draining.load(Ordering::SeqCst) {
+    if shared.deps.supervisor.is_stopping() {
         in_hand.run.let_go();
         in_hand.run.nak(&shared.deps.broker, Duration::ZERO).await;
         return None;
@@ -129,6 +132,7 @@ async fn carry_out_won(
         }
         Err(outcome) => (outcome, None),
     };
+    run.note_end();
     crash_point("after_effect");
     // What the handler said last belongs to the record as well.
     super::running::write_notes_of(shared, run).await;
@@ -225,9 +229,11 @@ async fn run_handler(shared: &Shared, known: &Known, run: &Run, job: &Claimed) -
 
 /// Gives the handler a moment to end by itself; its own result counts if it has one.
 async fn stopped(shared: &Shared, known: &Known, run: &Run, task: &mut AbortOnDrop) -> Option<Outcome> {
+    let grace = shared.deps.config.worker.cancel_grace;
+    let grace = if run.cause() == Some(StopCause::Drain) { grace.min(AT_STOP) } else { grace };
     let by_itself = tokio::select! {
         ended = &mut task.0 => judge(shared, known, run, ended)?,
-        _ = sleep(shared.deps.config.worker.cancel_grace) => CUT_OFF,
+        _ = sleep(grace) => CUT_OFF,
     };
     // Without a cause nobody could have cancelled the token.
     by_cause(Some(by_itself), run.cause().or(Some(StopCause::Cancel)))
@@ -271,6 +277,8 @@ async fn leave_outside(shared: &Shared, known: &Known, run: &Arc<Run>, job: &Cla
     let ours = loop {
         match shared.deps.store.leave_outside(job.id, job.run, left, known.heartbeat).await {
             Ok(ours) => break ours,
+            // Its holder repeats what it has to say, and this worker's lease ends.
+            Err(_) if shared.tasks.is_cut_off() => return,
             Err(e) => {
                 tracing::warn!("could not leave a run outside, trying again: {}", chain(&e));
                 sleep(pause).await;

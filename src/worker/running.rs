@@ -14,7 +14,7 @@ use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::Shared;
+use super::{Shared, Unfinished};
 use crate::{
     broker::{
         Broker,
@@ -46,6 +46,8 @@ pub(crate) struct Run {
     /// The handler's token.
     pub token: CancellationToken,
     cause: AtomicU8,
+    /// Whether its handler has ended, so that only the outcome is to be written.
+    has_ended: AtomicBool,
     /// Of the claim; 0 before it.
     claimed: Mutex<(i64, u16)>,
     pub notes: Mutex<Arc<Notes>>,
@@ -63,6 +65,7 @@ impl Run {
             message,
             token: CancellationToken::new(),
             cause: AtomicU8::new(0),
+            has_ended: AtomicBool::new(false),
             claimed: Mutex::default(),
             notes: Mutex::default(),
             keep_alive: Mutex::new(true),
@@ -87,6 +90,11 @@ impl Run {
             1 => Some(StopCause::Cancel),
             _ => Some(StopCause::Drain),
         }
+    }
+
+    /// The handler has ended.
+    pub fn note_end(&self) {
+        self.has_ended.store(true, Ordering::Relaxed);
     }
 
     /// Ends the keeping alive; to be called before the message is answered.
@@ -211,6 +219,14 @@ impl Running {
 
     pub fn interrupt_all(&self) {
         self.lock().in_hand.values().for_each(|run| run.stop(StopCause::Drain));
+    }
+
+    /// What is left of those that were claimed.
+    pub fn unfinished(&self) -> Unfinished {
+        let runs = self.lock();
+        let claimed = runs.in_hand.values().filter(|run| run.claimed().0 > 0);
+        let (outcomes, runs): (Vec<_>, Vec<_>) = claimed.partition(|run| run.has_ended.load(Ordering::Relaxed));
+        Unfinished { runs: runs.len(), outcomes: outcomes.len() }
     }
 
     pub async fn wait_empty(&self) {

@@ -72,6 +72,7 @@ mod signs;
 mod sockets;
 mod sql;
 mod stats;
+mod stop;
 mod supervise;
 mod sweep;
 mod types;

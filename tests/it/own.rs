@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use crate::{
+    child::descendants,
     disk::SmallDisk,
     foreign::tool,
     harness::{PATIENCE, until},
@@ -53,12 +54,43 @@ impl Server {
         self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_none())
     }
 
+    fn freeze(&self) -> Frozen {
+        Frozen::new(self.child.as_ref().and_then(Child::id).expect("the server does not run"))
+    }
+
     async fn end(&mut self, signal: Signal) {
         let Some(mut child) = self.child.take() else { return };
         if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid as i32)) {
             kill_process(pid, signal).unwrap();
         }
         tokio::time::timeout(PATIENCE, child.wait()).await.expect("the server goes on").unwrap();
+    }
+}
+
+/// Processes that stand still until this is dropped: they answer nothing, and the kernel goes on taking connections for
+/// them.
+pub struct Frozen(Vec<u32>);
+
+impl Frozen {
+    /// Freezes a process and its children.
+    fn new(pid: u32) -> Self {
+        let signal = |pid: u32| kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::STOP);
+        // The parent first: it must make no further ones.
+        signal(pid).unwrap();
+        let frozen = Self([vec![pid], descendants(pid)].concat());
+        // One may have ended by itself in the meantime.
+        for pid in &frozen.0[1..] {
+            let _ = signal(*pid);
+        }
+        frozen
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for pid in self.0.iter().filter_map(|pid| Pid::from_raw(*pid as i32)) {
+            let _ = kill_process(pid, Signal::CONT);
+        }
     }
 }
 
@@ -133,6 +165,10 @@ impl OwnNats {
 
     pub async fn stop(&mut self) {
         self.server.end(Signal::TERM).await;
+    }
+
+    pub fn freeze(&self) -> Frozen {
+        self.server.freeze()
     }
 
     /// Lets it store nothing more: its disk is full, or, where it has none of its own, no file of it may grow.
@@ -245,6 +281,10 @@ impl OwnPostgres {
             PgConnection::connect(&url).await.ok()?.close().await.ok()
         })
         .await;
+    }
+
+    pub fn freeze(&self) -> Frozen {
+        self.server.freeze()
     }
 
     /// Whether its main process runs.

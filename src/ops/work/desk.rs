@@ -101,12 +101,17 @@ impl Desk {
     }
 
     async fn wait(&self, wish: &Wish, end: Instant) -> Result<Vec<Delivery>, ApiError> {
+        let stopping = self.tasks.supervisor().stopping();
+        if stopping.is_cancelled() {
+            return Err(ApiError::stopping());
+        }
         let (hand, mut taken) = mpsc::channel(wish.max);
         for name in &wish.types {
             self.tray(name).send(hand.clone()).await.map_err(|_| Unanswered::Stopping)?;
         }
         drop(hand);
-        let mut deliveries: Vec<Delivery> = timeout_at(end, taken.recv()).await.ok().flatten().into_iter().collect();
+        let first = stopping.run_until_cancelled(timeout_at(end, taken.recv())).await;
+        let mut deliveries: Vec<Delivery> = first.and_then(Result::ok).flatten().into_iter().collect();
         if !deliveries.is_empty() {
             let gathered = Instant::now() + GATHER;
             while deliveries.len() < wish.max
@@ -120,7 +125,13 @@ impl Desk {
         while let Some(delivery) = taken.recv().await {
             deliveries.push(delivery);
         }
-        Ok(deliveries)
+        if !stopping.is_cancelled() {
+            return Ok(deliveries);
+        }
+        for delivery in deliveries {
+            delivery.split().1.nak(&self.supplies.broker, Duration::ZERO).await;
+        }
+        Err(ApiError::stopping())
     }
 
     fn tray(&self, name: &str) -> mpsc::Sender<Hand> {
