@@ -4,10 +4,9 @@ use std::time::Duration;
 
 /// A span in its two greatest units and no finer than a tenth of a second: `40ms`, `3.7s`, `2m 5s`, `1h 30m`, `3d`.
 pub fn rounded(span: Duration) -> String {
-    let ms = (span.as_nanos() + 500_000) / 1_000_000;
-    // From here on what is shown is rounded to tenths, then to whole seconds.
-    let tenths = (ms + 50) / 100;
-    let s = (ms + 500) / 1000;
+    // Each from what was measured: rounded twice, 3.7499 would be 3.8.
+    let in_units_of = |nanos: u128| (span.as_nanos() + nanos / 2) / nanos;
+    let (ms, tenths, s) = (in_units_of(1_000_000), in_units_of(100_000_000), in_units_of(1_000_000_000));
     let two = |a: u128, unit_a: &str, b: u128, unit_b: &str| match b {
         0 => format!("{a}{unit_a}"),
         b => format!("{a}{unit_a} {b}{unit_b}"),
