@@ -9,14 +9,14 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
     FIRST, NEEDS_BAD, NEEDS_LARGE, NEEDS_SLOW, Options, RESULT_MAX,
-    peer::{Order, Peer, Run, in_words, is_nobody, judge, short},
+    peer::{Order, Peer, Run, difference, in_words, short},
     program::{NOT_OURS, Program},
     report::{Report, Ruling, Sheet, failed, passed, skipped, warned},
 };
 use crate::{
     handlers::{Ended, context::CHECKPOINT_MAX},
     job::{FailureKind, model::JobId, settle::MESSAGE_MAX},
-    outside::{over_nats::said, replies::Sign, reply::is_of_another_run},
+    outside::replies::Sign,
     types::{Definition, introduction::types_of},
 };
 
@@ -31,7 +31,7 @@ pub(super) async fn examine(
     mut program: Program,
     mut report: Sheet<'_>,
 ) -> anyhow::Result<Report> {
-    let mut course = Course { peer, options, heard: Vec::new() };
+    let mut course = Course { peer, options, heard: Vec::new(), accepts: false };
     let there = course.somebody_listens(&mut program).await?;
     if !report.note("somebody listens on the subject", there) {
         return Ok(report.done());
@@ -48,6 +48,10 @@ pub(super) async fn examine(
     report.note("it stops at the deadline", course.deadline().await?);
     report.note("progress has the form that is understood", course.signs());
     report.note("a checkpoint is taken up again", course.checkpoint().await?);
+    if course.accepts {
+        report.note("a finish that gets no answer is told again", course.unanswered().await?);
+        report.note("every queue.finish has the form of the protocol", course.form().await);
+    }
     report.note("after all that it still does its work", course.a_job().await?);
     report.note("it gives an answer for what it has in hand when it is told to end", course.end(&program).await?);
     report.note("it ends when it is told to", program.ended().await);
@@ -59,6 +63,8 @@ struct Course<'o> {
     options: &'o Options,
     /// All progress that was heard, with the number of the run that it should name.
     heard: Vec<Message>,
+    /// It has answered with Job-Accepted.
+    accepts: bool,
 }
 
 impl Course<'_> {
@@ -73,10 +79,18 @@ impl Course<'_> {
         let end = Instant::now() + patience;
         loop {
             let mut run = self.peer.ask(self.order(&self.options.payload)).await?;
-            let answer = run.answer_in_time().await;
+            let told = run.told_in_time().await;
+            let accepted = run.accepted;
             self.keep(run);
-            match answer {
-                Some(answer) if is_nobody(&answer) => {}
+            match told {
+                Some(told) if told.is_nobody => {}
+                Some(_) if accepted && !self.peer.ends.lock().await.are_heard() => {
+                    return Ok(failed(format!(
+                        "it answers with Job-Accepted, and its queue.finish goes to the service under the prefix '{}': give both \
+                         another prefix to have it checked",
+                        self.peer.prefix
+                    )));
+                }
                 Some(_) => return Ok(passed("")),
                 None => return Ok(failed("it was asked, and gave no answer in time")),
             }
@@ -116,20 +130,20 @@ impl Course<'_> {
 
     async fn a_job(&mut self) -> anyhow::Result<Ruling> {
         let mut run = self.peer.ask(self.order(&self.options.payload)).await?;
-        let Some(answer) = run.answer_in_time().await else { return Ok(failed("no answer in time")) };
+        let Some(told) = run.told_in_time().await else { return Ok(failed("no answer in time")) };
         let took = run.sent.elapsed();
-        let second = run.answer(Instant::now() + SECOND).await;
-        let (id, ended) = (run.id, judge(&answer));
+        let second = run.another(Instant::now() + SECOND).await;
+        let accepted = run.accepted;
         self.keep(run);
-        if is_of_another_run(&said(&answer), &id.to_string(), 1) {
+        if told.is_of_another_run {
             return Ok(failed("the headers Job-Id and Job-Run of the answer name another run"));
         }
-        if second.is_some() {
+        if second {
             return Ok(failed("a second answer came for the same run"));
         }
-        Ok(match ended {
-            Ended::Done(_) => passed(format!("{} ms", took.as_millis())),
-            Ended::Outside => warned("it will call queue.finish, which this kit does not wait for"),
+        let how = if accepted { ", by queue.finish" } else { "" };
+        Ok(match told.ended {
+            Ended::Done(_) => passed(format!("{} ms{how}", took.as_millis())),
             other => failed(format!("the answer was {}", in_words(&other))),
         })
     }
@@ -142,14 +156,14 @@ impl Course<'_> {
         }
         let mut answered = 0;
         for mut run in runs {
-            let Some(answer) = run.answer_in_time().await else { continue };
-            if is_of_another_run(&said(&answer), &run.id.to_string(), 1) {
+            let Some(told) = run.told_in_time().await else { continue };
+            if told.is_of_another_run {
                 return Ok(failed("an answer names another job in its headers"));
             }
-            if run.answer(Instant::now() + Duration::from_millis(50)).await.is_some() {
+            if run.another(Instant::now() + Duration::from_millis(50)).await {
                 return Ok(failed("two answers came for one of the jobs"));
             }
-            answered += 1;
+            answered += usize::from(!matches!(told.ended, Ended::Outside));
             self.keep(run);
         }
         Ok(match answered {
@@ -161,18 +175,21 @@ impl Course<'_> {
     async fn again(&mut self) -> anyhow::Result<Ruling> {
         let first = self.order(&self.options.payload);
         let second = Order { id: first.id, run: 2, ..self.order(&self.options.payload) };
-        let mut results = Vec::new();
+        let mut ends = Vec::new();
         for order in [first, second] {
             let mut run = self.peer.ask(order).await?;
-            let Some(answer) = run.answer_in_time().await else {
+            let Some(told) = run.told_in_time().await else {
                 return Ok(failed("no answer; a job may come again when its worker was lost before the record"));
             };
-            results.push(in_words(&judge(&answer)));
+            ends.push(told.ended);
             self.keep(run);
         }
-        Ok(match results[0] == results[1] {
-            true => passed("with the same result"),
-            false => warned(format!("with another result: first {}, then {}", results[0], results[1])),
+        Ok(match difference(&ends[0], &ends[1]) {
+            None => passed("with the same result"),
+            Some(place) => {
+                let (first, second) = (in_words(&ends[0]), in_words(&ends[1]));
+                warned(format!("with another result{place}: first {first}, then {second}"))
+            }
         })
     }
 
@@ -181,11 +198,21 @@ impl Course<'_> {
         let twin = Order { id: order.id, ..self.order(&self.options.payload) };
         let mut first = self.peer.ask(order).await?;
         let second = self.peer.ask(twin).await?;
-        let answer = first.answer_in_time().await;
+        let told = first.told_in_time().await;
         self.keep(second);
         self.keep(first);
-        Ok(match answer {
-            Some(answer) => passed(format!("the first answer was {}", in_words(&judge(&answer)))),
+        // The first answer counts, whichever of the two messages it is for.
+        Ok(match told.map(|told| told.ended) {
+            Some(Ended::Failed(failure)) if failure.kind == FailureKind::Permanent => failed(format!(
+                "the first answer was a failure for good, which ends the job although the other message of it succeeds: {}",
+                short(&failure.message)
+            )),
+            Some(Ended::Failed(failure)) => warned(format!(
+                "the first answer was a failure, which spends an attempt although the other message of it succeeds: {}",
+                short(&failure.message)
+            )),
+            Some(Ended::Outside) => failed("it was accepted, and no queue.finish came in time"),
+            Some(ended) => passed(format!("the first answer was {}", in_words(&ended))),
             None => failed("neither of the two was answered"),
         })
     }
@@ -193,7 +220,7 @@ impl Course<'_> {
     async fn garbage(&mut self) -> anyhow::Result<Ruling> {
         let order = Order { within: Duration::from_secs(3), ..self.order(&self.options.payload) };
         let mut run = self.peer.ask_with(order, b"{\"payload\": ".to_vec()).await?;
-        Ok(match run.answer_in_time().await.map(|answer| judge(&answer)) {
+        Ok(match run.told_in_time().await.map(|told| told.ended) {
             Some(Ended::Failed(failure)) => passed(short(&failure.message)),
             Some(other) => warned(format!("the answer was {}", in_words(&other))),
             None => warned("no answer: the service would wait for the deadline"),
@@ -205,17 +232,18 @@ impl Course<'_> {
             return Ok(skipped(NEEDS_BAD));
         };
         let mut run = self.peer.ask(self.order(payload)).await?;
-        let Some(answer) = run.answer_in_time().await else { return Ok(failed("no answer in time")) };
+        let Some(told) = run.told_in_time().await else { return Ok(failed("no answer in time")) };
+        let by_answer = !run.accepted;
         self.keep(run);
-        let code = answer.headers.as_ref().and_then(|headers| headers.get("Nats-Service-Error-Code"));
-        let code = code.map(|code| code.as_str().trim().to_owned()).unwrap_or_default();
-        Ok(match judge(&answer) {
-            Ended::Failed(_) if !code.parse::<u16>().is_ok_and(|code| (100..600).contains(&code)) => {
+        let code = told.code.unwrap_or_default();
+        Ok(match told.ended {
+            Ended::Failed(_) if by_answer && !code.parse::<u16>().is_ok_and(|code| (100..600).contains(&code)) => {
                 failed(format!("Nats-Service-Error-Code is '{}'; it has to be a number from 100 to 599", short(&code)))
             }
             Ended::Failed(failure) if failure.kind == FailureKind::Permanent => passed(short(&failure.message)),
             Ended::Failed(failure) => {
-                warned(format!("it would be tried again for want of Job-Retry: false ({})", short(&failure.message)))
+                let want = if by_answer { "Job-Retry: false" } else { "\"retry\": false" };
+                warned(format!("it would be tried again for want of {want} ({})", short(&failure.message)))
             }
             other => failed(format!("the answer was {}", in_words(&other))),
         })
@@ -226,32 +254,32 @@ impl Course<'_> {
             return Ok(skipped(NEEDS_LARGE));
         };
         let mut run = self.peer.ask(self.order(payload)).await?;
-        let Some(answer) = run.answer_in_time().await else { return Ok(failed("no answer in time")) };
+        let Some(told) = run.told_in_time().await else { return Ok(failed("no answer in time")) };
         self.keep(run);
-        Ok(match answer.payload.len() {
+        Ok(match told.size {
             size if size > RESULT_MAX => failed(format!(
                 "the result has {size} bytes, which the service makes a permanent failure; store it elsewhere and answer with a link"
             )),
-            _ => passed(format!("the answer was {}", in_words(&judge(&answer)))),
+            _ => passed(format!("the answer was {}", in_words(&told.ended))),
         })
     }
 
     async fn cancelled(&mut self) -> anyhow::Result<Ruling> {
         let Some(slow) = &self.options.slow else { return Ok(skipped(NEEDS_SLOW)) };
         let mut run = self.peer.ask(self.order(slow)).await?;
-        if run.at_work(Instant::now() + Duration::from_secs(2)).await.is_some() {
+        if run.at_work(Instant::now() + Duration::from_secs(2)).await {
             return Ok(skipped("the job was over before it could be cancelled; choose a longer one for --slow"));
         }
         self.peer.cancel(run.id).await?;
         let asked = Instant::now();
-        let Some(answer) = run.answer(asked + CANCEL).await else {
-            self.keep(run);
-            return Ok(failed(format!("no answer within {} s of it; the work goes on for nothing", CANCEL.as_secs())));
-        };
+        let told = run.told(asked + CANCEL).await.map(|told| told.ended);
         let took = asked.elapsed();
         self.keep(run);
-        Ok(match judge(&answer) {
-            Ended::Done(_) => warned("it was done all the same"),
+        Ok(match told {
+            None | Some(Ended::Outside) => {
+                failed(format!("nothing is told of it within {} s; the work goes on for nothing", CANCEL.as_secs()))
+            }
+            Some(Ended::Done(_)) => warned("it was done all the same"),
             _ => passed(format!("after {} ms", took.as_millis())),
         })
     }
@@ -263,20 +291,23 @@ impl Course<'_> {
         let Some(slow) = &self.options.slow else { return Ok(skipped(NEEDS_SLOW)) };
         let mut run = self.peer.ask(Order { within: SHORT, ..self.order(slow) }).await?;
         let late = run.deadline + LENIENT;
-        let first = run.answer(late).await;
-        let in_time = first.is_some();
-        if let Some(Ended::Done(_)) = first.map(|answer| judge(&answer)) {
+        let first = run.told(late).await.map(|told| told.ended).filter(|ended| !matches!(ended, Ended::Outside));
+        if let Some(Ended::Done(_)) = first {
             self.keep(run);
             return Ok(skipped("the job was over in two seconds; choose a longer one for --slow"));
         }
-        let after = run.answer(late + Duration::from_secs(3)).await;
+        let end = late + Duration::from_secs(3);
+        let after = match first {
+            Some(_) => run.another(end).await,
+            None => run.told(end).await.is_some_and(|told| matches!(told.ended, Ended::Done(_))),
+        };
         let goes_on = run.heard.iter().any(|(at, _)| *at > late);
         self.keep(run);
-        Ok(match (goes_on, after.map(|answer| judge(&answer))) {
+        Ok(match (goes_on, after) {
             (true, _) => failed("it goes on after Job-Deadline; its result is not wanted any more"),
-            (false, Some(Ended::Done(_))) => failed("its result came after Job-Deadline"),
-            _ if in_time => passed(""),
-            _ => passed("silently"),
+            (false, true) => failed("its result came after Job-Deadline"),
+            (false, false) if first.is_some() => passed(""),
+            (false, false) => passed("silently"),
         })
     }
 
@@ -297,9 +328,9 @@ impl Course<'_> {
         let Some(kept) = kept else { return Ok(skipped("none was published")) };
         let order = Order { checkpoint: Some(&kept), run: 2, ..self.order(&self.options.payload) };
         let mut run = self.peer.ask(order).await?;
-        let answer = run.answer_in_time().await;
+        let told = run.told_in_time().await;
         self.keep(run);
-        Ok(match answer.map(|answer| judge(&answer)) {
+        Ok(match told.map(|told| told.ended) {
             Some(Ended::Done(_)) => passed(""),
             Some(other) => failed(format!("the answer to a run with one was {}", in_words(&other))),
             None => failed("a run with one got no answer in time"),
@@ -314,17 +345,42 @@ impl Course<'_> {
         let mut run = self.peer.ask(self.order(payload)).await?;
         let early = run.at_work(Instant::now() + Duration::from_secs(1)).await;
         program.terminate();
-        if early.is_some() {
+        if early {
             return Ok(skipped(NEEDS_SLOW));
         }
-        let answer = run.answer(Instant::now() + Duration::from_secs(12)).await;
-        Ok(match answer.map(|answer| judge(&answer)) {
+        let told = run.told(Instant::now() + Duration::from_secs(12)).await;
+        Ok(match told.map(|told| told.ended) {
+            Some(Ended::Outside) => warned("nothing is told of what it had accepted: release it by queue.finish"),
             Some(ended) => passed(in_words(&ended)),
             None => warned("no answer: the service waits for the deadline. Answer with Job-Release: true"),
         })
     }
 
+    async fn unanswered(&mut self) -> anyhow::Result<Ruling> {
+        let mut run = self.peer.ask(self.order(&self.options.payload)).await?;
+        self.peer.ends.lock().await.silent = true;
+        let first = run.told_in_time().await;
+        self.peer.ends.lock().await.silent = false;
+        let Some(first) = first.filter(|_| run.accepted) else { return Ok(skipped("this time it was not accepted")) };
+        let patience = self.options.patience.min(Duration::from_secs(15));
+        let second = run.told_again(Instant::now() + patience).await;
+        self.keep(run);
+        Ok(match second.map(|second| difference(&first.ended, &second.ended)) {
+            Some(None) => passed(""),
+            Some(Some(place)) => warned(format!("with another content{place}")),
+            None => warned("it is not: what is not recorded runs again when its time is up"),
+        })
+    }
+
+    async fn form(&self) -> Ruling {
+        match self.peer.ends.lock().await.faults.first() {
+            None => passed(""),
+            Some(fault) => failed(fault),
+        }
+    }
+
     fn keep(&mut self, run: Run) {
+        self.accepts |= run.accepted;
         self.heard.extend(run.heard.into_iter().map(|(_, message)| message));
     }
 }

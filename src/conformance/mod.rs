@@ -1,15 +1,17 @@
 //! Does a foreign handler or pull worker keep the protocol? This module plays the service for it, looks closely at what it
 //! answers, and says what it found. The rules are those of docs/protocol.md, judged by the code that judges real answers.
 //!
-//! `handler` asks handlers that are called, `pull` is asked by workers that fetch; `peer`, `office` and `program` are the
-//! means, `report` the end.
+//! `handler` asks handlers that are called, `pull` is asked by workers that fetch; `peer`, `ends`, `office` and `program`
+//! are the means, `report` the end.
 
+mod ends;
 mod handler;
 mod office;
 mod peer;
 mod program;
 mod pull;
 mod report;
+mod same;
 
 use std::time::Duration;
 
@@ -74,7 +76,7 @@ pub async fn run(nats: &config::Nats, options: &Options, told: impl FnMut(&Findi
         Examinee::Handler { subject } => {
             let (prefix, job_type) = parts_of(subject)?;
             let program = Program::start(&options.command, nats, prefix)?;
-            let peer = peer::Peer::new(client, prefix, job_type);
+            let peer = peer::Peer::open(client, prefix, job_type).await?;
             handler::examine(peer, options, program, Sheet::new(subject, told)).await
         }
         Examinee::Puller { job_type } => {

@@ -5,12 +5,14 @@ use std::{collections::HashMap, time::Duration};
 use anyhow::ensure;
 use async_nats::{Client, HeaderMap, Message, Subject, Subscriber};
 use chrono::{SecondsFormat, Utc};
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream::SelectAll};
 use serde_json::{Value, json, value::RawValue};
 use tokio::time::{Instant, timeout_at};
 
+use super::ends;
 use crate::{
-    job::{JobType, Trace, model::JobId},
+    handlers::Ended,
+    job::{FailureKind, JobType, Trace, model::JobId},
     ops::{
         input,
         wire::{CompleteRequest, FailRequest, FetchRequest, HeartbeatRequest, ReleaseRequest},
@@ -26,7 +28,7 @@ pub(super) struct Office {
     nats: Client,
     prefix: String,
     pub job_type: JobType,
-    requests: Subscriber,
+    requests: SelectAll<Subscriber>,
     /// What heartbeats of runs are told that are not simply held.
     pub states: HashMap<(JobId, i64), &'static str>,
     /// What was wrong with requests.
@@ -70,7 +72,11 @@ impl Office {
             asked.is_err(),
             "a service answers under the prefix '{prefix}', and the kit has to be the only one: give both another with --prefix"
         );
-        let requests = nats.subscribe(format!("{prefix}.work.>")).await?;
+        let mut requests = SelectAll::new();
+        // A run that was fetched may be ended by either.
+        for subject in ["work.>", "finish", "finish.*"] {
+            requests.push(nats.subscribe(format!("{prefix}.{subject}")).await?);
+        }
         nats.flush().await?;
         let (states, faults, beats) = (HashMap::new(), Vec::new(), Vec::new());
         Ok(Self { nats, prefix: prefix.to_owned(), job_type, requests, states, faults, beats, worker: None })
@@ -155,9 +161,7 @@ impl Office {
     }
 
     async fn say_no(&self, to: Option<Subject>, status: u16, code: &str, detail: &str) {
-        let problem = json!({
-            "type": "about:blank", "title": "Refused", "status": status, "code": code, "detail": detail, "errors": [],
-        });
+        let problem = ends::problem(status, code, detail);
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Service-Error-Code", status.to_string());
         headers.insert("Nats-Service-Error", code);
@@ -177,8 +181,8 @@ impl Office {
     /// The next request; heartbeats are answered and come out as `Some(None)`, as do those that are not understood.
     async fn next_or_beat(&mut self, end: Instant) -> Option<Option<Asked>> {
         let message = timeout_at(end, self.requests.next()).await.ok().flatten()?;
-        let rest = &message.subject[self.prefix.len() + ".work.".len()..];
-        let verb = rest.split('.').next().unwrap_or_default().to_owned();
+        let rest = &message.subject[self.prefix.len() + 1..];
+        let verb = rest.strip_prefix("work.").unwrap_or(rest).split('.').next().unwrap_or_default().to_owned();
         let asked = match verb.as_str() {
             "fetch" => self.fetch(&message),
             "heartbeat" => match input::decode::<HeartbeatRequest>(&message.payload) {
@@ -189,13 +193,15 @@ impl Office {
                 Err(refused) => Err(refused.detail),
             },
             "complete" | "fail" | "release" => outcome(&verb, &message).map(Some),
+            "finish" => finish(&message).map(Some),
             _ => Err("there is no such request".into()),
         };
         match asked {
             Ok(asked) => Some(asked),
             Err(fault) => {
                 self.say_no(message.reply.clone(), 400, "invalid_request", &fault).await;
-                self.faults.push(format!("work.{verb}: {fault}"));
+                let verb = if verb == "finish" { verb } else { format!("work.{verb}") };
+                self.faults.push(format!("{verb}: {fault}"));
                 Some(None)
             }
         }
@@ -253,6 +259,23 @@ impl Office {
             let _ = self.nats.publish(to, body.to_string().into()).await;
         }
     }
+}
+
+/// What `queue.finish` says, as the request of pull workers that says the same.
+fn finish(message: &Message) -> Result<Asked, String> {
+    let ((id, run), end) = ends::read(message)?;
+    let mut body: Value = serde_json::from_slice(&message.payload).map_err(|e| e.to_string())?;
+    let verb = match end.ended {
+        Ended::Failed(failure) => {
+            body["message"] = failure.message.into();
+            body["retry"] = (failure.kind != FailureKind::Permanent).into();
+            "fail"
+        }
+        Ended::Released(_) => "release",
+        Ended::Done(_) | Ended::Outside => "complete",
+    };
+    let outcome = Outcome { verb: verb.to_owned(), body, size: end.size, reply: message.reply.clone() };
+    Ok(Asked::Outcome { id, run, outcome })
 }
 
 fn outcome(verb: &str, message: &Message) -> Result<Asked, String> {

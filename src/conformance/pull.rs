@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::value::RawValue;
+use serde_json::{json, value::RawValue};
 use tokio::time::Instant;
 
 use super::{
@@ -11,6 +11,7 @@ use super::{
     peer::short,
     program::{NOT_OURS, Program},
     report::{Report, Ruling, Sheet, failed, passed, skipped, warned},
+    same::difference,
 };
 use crate::job::model::JobId;
 
@@ -85,16 +86,22 @@ impl Course<'_> {
 
     async fn again(&mut self) -> Ruling {
         let id = JobId::now_v7();
-        let mut results = Vec::new();
+        let mut told = Vec::new();
         for run in [1, 2] {
             match self.run(&self.options.payload.clone(), id, run).await {
-                Ok((_, outcome)) => results.push(in_words(&outcome)),
+                Ok((_, outcome)) => told.push(outcome),
                 Err(ruling) => return ruling,
             }
         }
-        match results[0] == results[1] {
-            true => passed("with the same result"),
-            false => warned(format!("with another result: first {}, then {}", results[0], results[1])),
+        // All but the number of the run.
+        let said = |outcome: &Outcome| json!([outcome.verb, outcome.body["result"], outcome.body["message"]]);
+        match difference(&said(&told[0]), &said(&told[1])) {
+            None => passed("with the same result"),
+            Some(place) => {
+                let place = place.strip_prefix("/1/").map(|place| format!(" at /{place}")).unwrap_or_default();
+                let (first, second) = (in_words(&told[0]), in_words(&told[1]));
+                warned(format!("with another result{place}: first {first}, then {second}"))
+            }
         }
     }
 
@@ -135,7 +142,7 @@ impl Course<'_> {
         match self.office.outcome(given, soon(self.options.patience.min(Duration::from_secs(15)))).await {
             Some(second) => {
                 self.office.accept(&second).await;
-                match (second.verb == first.verb, second.body == first.body) {
+                match (second.verb == first.verb, difference(&second.body, &first.body).is_none()) {
                     (true, true) => passed(""),
                     (true, false) => warned("with another content"),
                     (false, _) => failed(format!("first it was {}, then {}", in_words(&first), in_words(&second))),

@@ -33,7 +33,7 @@ impl Faults {
 }
 
 /// How a run ended, as its handler says.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Ended {
     /// With this result.
     Done(Box<RawValue>),

@@ -172,6 +172,136 @@ async fn a_handler_that_answers_garbage_or_twice_or_for_others_is_told_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn results_are_compared_as_values_and_whole() {
+    let long = "x".repeat(200);
+    let of_long = |end: &str| format!(r#"{{"text": "{long}{end}"}}"#);
+    for (name, results, differs) in [
+        ("order", [r#"{"from": 0, "sum": 6}"#.to_owned(), r#"{"sum": 6.0, "from": 0}"#.to_owned()], None),
+        ("length", [of_long("a"), of_long("b")], Some("with another result at /text")),
+    ] {
+        let nats = corner(name).await;
+        let runs = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let _client = misbehaving(&nats, move |client, request| {
+            let result = results[runs.fetch_add(1, std::sync::atomic::Ordering::SeqCst) % 2].clone();
+            async move { reply(&client, &request, &[], result).await }
+        })
+        .await;
+        let report = examine(&nats, &options(handler(&nats), json!({}))).await;
+        let again = report.findings.iter().find(|finding| finding.check == "a job that comes again is done again");
+        let again = again.unwrap();
+        match differs {
+            None => assert_eq!((again.verdict, again.detail.as_str()), (Verdict::Passed, "with the same result")),
+            Some(told) => assert!(again.verdict == Verdict::Warned && again.detail.contains(told), "{again:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_fails_for_good_what_comes_twice_is_told_so() {
+    let nats = corner("twin").await;
+    let at_work = Arc::new(std::sync::Mutex::new(HashSet::new()));
+    let _client = misbehaving(&nats, move |client, request| {
+        let run = request.headers.as_ref().unwrap().get("Job-Id").unwrap().to_string();
+        let first = at_work.lock().unwrap().insert(run.clone());
+        let at_work = at_work.clone();
+        async move {
+            if !first {
+                let refusal =
+                    [("Nats-Service-Error-Code", "409"), ("Nats-Service-Error", "a twin"), ("Job-Retry", "false")];
+                return reply(&client, &request, &refusal, "").await;
+            }
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            at_work.lock().unwrap().remove(&run);
+            reply(&client, &request, &[], "1").await;
+        }
+    })
+    .await;
+    let report = examine(&nats, &options(handler(&nats), json!({}))).await;
+    let failed = of(&report, Verdict::Failed).join("\n");
+    assert!(
+        failed.contains("a message that comes twice does no harm: the first answer was a failure for good"),
+        "{failed}"
+    );
+    assert!(!failed.contains("done again"), "{failed}");
+}
+
+/// A handler that takes jobs with Job-Accepted and tells `queue.finish` how they ended, until it is answered; `keeps`: as it
+/// should.
+async fn accepting(nats: &config::Nats, keeps: bool) -> Client {
+    misbehaving(nats, move |client, request| async move {
+        let Ok(job) = serde_json::from_slice::<Value>(&request.payload) else {
+            let refusal = [("Nats-Service-Error-Code", "400"), ("Nats-Service-Error", "no JSON"), ("Job-Retry", "false")];
+            return reply(&client, &request, &refusal, "").await;
+        };
+        let headers = request.headers.clone().unwrap();
+        let header = |name: &str| headers.get(name).unwrap().to_string();
+        let (id, run) = (header("Job-Id"), header("Job-Run").parse::<i64>().unwrap());
+        let deadline: chrono::DateTime<chrono::Utc> = header("Job-Deadline").parse().unwrap();
+        let prefix = request.subject.split_once(".handlers.").unwrap().0.to_owned();
+        let mut cancels = client.subscribe(format!("{prefix}.control.cancel.{WORDS}.{id}")).await.unwrap();
+        client.flush().await.unwrap();
+        reply(&client, &request, &[("Job-Accepted", "true")], "").await;
+        if !keeps {
+            return;
+        }
+        let mut end = json!({"jobId": id, "run": run, "result": {"words": 3}});
+        let because = |message: &str, retry: bool| {
+            json!({"jobId": id, "run": run, "error": {"message": message, "retry": retry}})
+        };
+        match job["payload"].as_str() {
+            Some("bad") => end = because("no words", false),
+            Some("slow") => {
+                let left = (deadline - chrono::Utc::now()).to_std().unwrap_or_default();
+                let sign = json!({"run": run, "percent": 10, "checkpoint": {"done": 1}}).to_string();
+                client.publish(format!("{prefix}.progress.{WORDS}.{id}"), sign.into()).await.unwrap();
+                tokio::select! {
+                    _ = cancels.next() => end = because("cancelled", true),
+                    () = tokio::time::sleep(left) => return,
+                    () = tokio::time::sleep(Duration::from_secs(12)) => {}
+                }
+            }
+            _ => {}
+        }
+        for _ in 0..10 {
+            let asked = client.request(format!("{prefix}.finish"), end.to_string().into());
+            if tokio::time::timeout(Duration::from_secs(1), asked).await.is_ok_and(|answer| answer.is_ok()) {
+                return;
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_accepts_and_finishes_later_is_checked_by_what_it_finishes() {
+    let nats = corner("accepts").await;
+    let _client = accepting(&nats, true).await;
+    let mut options = options(handler(&nats), json!("fine"));
+    options.bad = Some(raw(json!("bad")));
+    options.slow = Some(raw(json!("slow")));
+    let report = examine(&nats, &options).await;
+    assert_kept(&report, 4);
+    let passed = of(&report, Verdict::Passed).join("\n");
+    for check in [
+        "a job is answered with its result, once",
+        "what can't succeed is told as a failure for good: no words",
+        "it stops when the job is cancelled",
+        "a checkpoint is taken up again",
+        "a finish that gets no answer is told again",
+    ] {
+        assert!(passed.contains(check), "{check} is missing in\n{passed}");
+    }
+
+    let nats = corner("forgets").await;
+    let _client = accepting(&nats, false).await;
+    let mut options = self::options(handler(&nats), json!("fine"));
+    options.patience = Duration::from_secs(2);
+    let failed = of(&examine(&nats, &options).await, Verdict::Failed).join("\n");
+    assert!(failed.contains("a job is answered with its result, once: the answer was a promise"), "{failed}");
+    assert!(failed.contains("no queue.finish in time"), "{failed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_handler_that_ignores_cancellation_deadline_and_sizes_is_told_so() {
     let nats = corner("deaf").await;
     let _client = misbehaving(&nats, async |client, request| match payload(&request).as_str() {
