@@ -202,3 +202,19 @@ async fn a_child_that_ran_well_may_fail_to_start_some_times_before_it_runs_again
     assert!(!kept.has_ended());
     tokio::task::spawn_blocking(move || drop(kept)).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_over_http_may_be_on_the_same_machine() {
+    let dev = Dev::start(&["--ephemeral"]).await;
+    let routes = axum::Router::new().route("/", axum::routing::post(async || "7"));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let serving = tokio::spawn(async move { axum::serve(listener, routes).await });
+    let made = dev.client.put(format!("{}/types/seven", dev.text("httpUrl")));
+    let made = made.json(&json!({"handler": "http", "url": url})).send().await.unwrap();
+    assert!(made.status().is_success(), "{}", made.text().await.unwrap());
+    let job = dev.enqueue(json!({"type": "seven", "payload": {}})).await;
+    let job = dev.finished(&job).await;
+    assert_eq!((&job["status"], &job["result"]), (&json!("completed"), &json!(7)), "{job}");
+    serving.abort();
+}

@@ -118,6 +118,8 @@ impl Sandbox {
         for (key, allow) in [
             ("webhook.allow_private", &mut config.webhook.allow_private),
             ("crawl.allow_private", &mut config.crawl.allow_private),
+            // A first handler over HTTP is a program on this machine.
+            ("handlers.allow_private", &mut config.handlers.allow_private),
         ] {
             if *allow == AllowPrivate::default() && !is_set(key) {
                 *allow = loopback();
