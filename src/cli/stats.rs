@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     client::{Client, Counts, Stats, read},
+    job::span::rounded,
     ops::Verb,
 };
 
@@ -89,7 +90,19 @@ fn table(stats: &Stats, out: &Output) -> String {
         None => "no due job waits".to_owned(),
     };
     let rates = format!("{} completed, {} failed", clean(&stats.completion_rate), clean(&stats.failure_rate));
-    format!("{}\n{rates}; {oldest}", out.table(&columns, rows))
+    let mut text = format!("{}\n{rates}; {oldest}", out.table(&columns, rows));
+    let paused_age = stats.oldest_paused_seconds.and_then(|s| Duration::try_from_secs_f64(s).ok());
+    let since = paused_age.map(|age| format!(", the oldest of their due jobs for {}", rounded(age)));
+    for (types, what, since) in
+        [(&stats.unattended, "nobody answers for", None), (&stats.paused, "paused, and not counted as waiting:", since)]
+    {
+        if !types.is_empty() {
+            let line = format!("{what} {}{}", clean(&types.join(", ")), since.unwrap_or_default());
+            text.push('\n');
+            text.push_str(&out.paint(Tone::Waiting, &line));
+        }
+    }
+    text
 }
 
 #[cfg(test)]

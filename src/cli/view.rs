@@ -1,6 +1,6 @@
 //! Answers as the commands show them: times as spans, states in colours, nothing that steers a terminal.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{
     output::{Output, Tone},
@@ -8,6 +8,9 @@ use super::{
     text::{cell, clean, local, relative, span},
 };
 use crate::client::{Job, Progress, TypeInfo};
+
+/// A job that nobody takes is offered again within this time. Source: docs/protocol.md.
+const PUT_OFF: TimeDelta = TimeDelta::seconds(16);
 
 impl TypeInfo {
     /// What to know first.
@@ -23,7 +26,7 @@ impl TypeInfo {
 impl Job {
     /// The status, or which kind of pending it is.
     pub(crate) fn state(&self, now: DateTime<Utc>) -> &str {
-        let later = self.run_at.is_some_and(|at| at > now);
+        let later = self.run_at.is_some_and(|at| at > now) && !self.waits_for_others(now);
         match self.status.as_str() {
             "pending" if self.attempts > 0 => "retrying",
             "pending" if later => "scheduled",
@@ -36,17 +39,24 @@ impl Job {
         match (self.status.as_str(), self.started_at, self.finished_at, self.run_at) {
             ("completed" | "failed", Some(start), Some(end), _) => format!("took {}", span(end - start)),
             ("processing", Some(start), ..) => format!("for {}", span(now - start)),
+            ("pending", _, _, Some(due)) if due > now && self.waits_for_others(now) => "waits".to_owned(),
             ("pending", _, _, Some(due)) if due > now => format!("due {}", relative(due, now)),
             ("pending", _, _, Some(due)) => format!("waits {}", span(now - due)),
             _ => super::text::NOTHING.to_owned(),
         }
     }
 
-    /// The error, or how far it is.
+    /// Whether it is put off for a moment only because nobody takes it.
+    fn waits_for_others(&self, now: DateTime<Utc>) -> bool {
+        self.note.is_some() && self.run_at.is_some_and(|at| at - now < PUT_OFF)
+    }
+
+    /// Why it waits, the error, or how far it is.
     pub(crate) fn remark(&self) -> String {
-        match (&self.error, &self.progress) {
-            (Some(error), _) => cell(Some(error)),
-            (None, Some(progress)) if !self.is_over() => progress.text(),
+        match (&self.note, &self.error, &self.progress) {
+            (Some(note), ..) => cell(Some(note)),
+            (None, Some(error), _) => cell(Some(error)),
+            (None, None, Some(progress)) if !self.is_over() => progress.text(),
             _ => super::text::NOTHING.to_owned(),
         }
     }
@@ -63,6 +73,9 @@ impl Job {
         let state = clean(self.state(now));
         let attempts = format!("attempt {} of {}", self.attempts, self.max_attempts);
         fact("status", format!("{}, {attempts}", out.paint(tone(&state), &state)));
+        if let Some(note) = &self.note {
+            fact("waits", out.paint(Tone::Waiting, &clean(note)));
+        }
         if self.priority != 0 {
             fact("priority", self.priority.to_string());
         }
@@ -134,8 +147,6 @@ pub fn tone(state: &str) -> Tone {
 
 #[cfg(test)]
 mod tests {
-    use chrono::TimeDelta;
-
     use super::*;
 
     fn job(json: &str) -> Job {

@@ -27,6 +27,8 @@ pub struct Job {
     pub tags: Vec<String>,
     pub idempotency_key: Option<String>,
     pub worker_id: Option<String>,
+    /// Why it waits, where that is not the job's own affair.
+    pub note: Option<String>,
     pub created_at: Option<DateTime<Utc>>,
     pub run_at: Option<DateTime<Utc>>,
     pub started_at: Option<DateTime<Utc>>,
@@ -71,6 +73,9 @@ pub struct Stats {
     pub failure_rate: String,
     pub by_type: BTreeMap<String, Counts>,
     pub oldest_pending_seconds: Option<f64>,
+    pub oldest_paused_seconds: Option<f64>,
+    pub unattended: Vec<String>,
+    pub paused: Vec<String>,
 }
 
 /// Numbers of jobs by status.

@@ -71,6 +71,9 @@ fn numbers(stats: &Stats) -> String {
     if let Some(seconds) = stats.oldest_pending_seconds {
         let _ = write!(out, "<div><b>{seconds:.1} s</b>oldest due job</div>");
     }
+    if let Some(seconds) = stats.oldest_paused_seconds {
+        let _ = write!(out, "<div><b>{seconds:.1} s</b>oldest of paused types</div>");
+    }
     out.push_str("</div>\n");
     out
 }

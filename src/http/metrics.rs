@@ -27,8 +27,22 @@ pub fn text(stats: &Stats, process: &Process) -> String {
             let _ = writeln!(out, "queue_jobs{{type=\"{}\",status=\"{status}\"}} {n}", label(name));
         }
     }
-    head(&mut out, "queue_oldest_pending_seconds", "For how long the oldest due job has waited; 0 when none does.");
-    let _ = writeln!(out, "queue_oldest_pending_seconds {}", stats.oldest_pending_seconds.unwrap_or(0.0));
+    for (name, of_which, age) in [
+        ("queue_oldest_pending_seconds", "has waited, but for those of paused types", stats.oldest_pending_seconds),
+        ("queue_oldest_paused_seconds", "of a paused type has waited", stats.oldest_paused_seconds),
+    ] {
+        head(&mut out, name, &format!("For how long the oldest due job {of_which}; 0 when none does."));
+        let _ = writeln!(out, "{name} {}", age.unwrap_or(0.0));
+    }
+    for (name, help, types) in [
+        ("queue_type_unattended", "Types that nobody answers for: 1 for each.", &stats.unattended),
+        ("queue_type_paused", "Types that are paused: 1 for each.", &stats.paused),
+    ] {
+        head(&mut out, name, help);
+        for job_type in types {
+            let _ = writeln!(out, "{name}{{type=\"{}\"}} 1", label(job_type));
+        }
+    }
     head(&mut out, "queue_build_info", "The version of this process.");
     let _ = writeln!(out, "queue_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
     head(&mut out, "process_uptime_seconds", "Since the start of this process.");
@@ -90,8 +104,10 @@ mod tests {
             completion_rate: String::new(),
             failure_rate: String::new(),
             by_type: [("odd\"\\\nname".to_owned(), counts)].into(),
-            unattended: Vec::new(),
+            unattended: vec!["lonely".into()],
+            paused: Vec::new(),
             oldest_pending_seconds: Some(1.5),
+            oldest_paused_seconds: None,
         };
         let process = Process {
             uptime: Duration::from_millis(2500),
@@ -108,9 +124,17 @@ mod tests {
         queue_jobs{type="odd\"\\\nname",status="completed"} 2
         queue_jobs{type="odd\"\\\nname",status="failed"} 0
         queue_jobs{type="odd\"\\\nname",status="cancelled"} 0
-        # HELP queue_oldest_pending_seconds For how long the oldest due job has waited; 0 when none does.
+        # HELP queue_oldest_pending_seconds For how long the oldest due job has waited, but for those of paused types; 0 when none does.
         # TYPE queue_oldest_pending_seconds gauge
         queue_oldest_pending_seconds 1.5
+        # HELP queue_oldest_paused_seconds For how long the oldest due job of a paused type has waited; 0 when none does.
+        # TYPE queue_oldest_paused_seconds gauge
+        queue_oldest_paused_seconds 0
+        # HELP queue_type_unattended Types that nobody answers for: 1 for each.
+        # TYPE queue_type_unattended gauge
+        queue_type_unattended{type="lonely"} 1
+        # HELP queue_type_paused Types that are paused: 1 for each.
+        # TYPE queue_type_paused gauge
         # HELP queue_build_info The version of this process.
         # TYPE queue_build_info gauge
         queue_build_info{version="[version]"} 1

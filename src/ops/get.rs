@@ -23,9 +23,12 @@ impl Ops {
     pub async fn job(&self, scope: Scope<'_>, id: JobId) -> Result<Job, ApiError> {
         let row = self.store.job(id).await?;
         let row = row.filter(|row| scope.is_none_or(|job_type| job_type.as_str() == row.r#type));
-        let mut job = Job::whole(row.ok_or_else(|| ApiError::job_not_found(id))?);
-        job.note = self.note(&job);
-        Ok(job)
+        Ok(self.noted(Job::whole(row.ok_or_else(|| ApiError::job_not_found(id))?)))
+    }
+
+    /// The job with why it waits.
+    pub(super) fn noted(&self, job: Job) -> Job {
+        Job { note: self.note(&job), ..job }
     }
 
     /// Why a job waits that could run.

@@ -79,7 +79,7 @@ impl Ops {
         let page = self.store.list(&filter, limit as u64, offset as u64, include, PAGE_BYTES).await?;
         let last = page.rows.last().map(|row| row.id).filter(|_| page.more);
         Ok(ListReply {
-            jobs: page.rows.into_iter().map(Job::from).collect(),
+            jobs: page.rows.into_iter().map(|row| self.noted(Job::from(row))).collect(),
             limit: limit as u64,
             offset: offset as u64,
             next_cursor: last.map(to_cursor),

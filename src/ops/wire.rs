@@ -316,10 +316,14 @@ pub struct Stats {
     /// Failed jobs as a share of `total`.
     pub failure_rate: String,
     pub by_type: BTreeMap<String, StatusCounts>,
-    /// For how long the oldest due job has waited; null when none waits.
+    /// For how long the oldest due job has waited, also for a handler; null when none waits. Jobs of paused types don't count.
     pub oldest_pending_seconds: Option<f64>,
+    /// The same among the jobs of paused types.
+    pub oldest_paused_seconds: Option<f64>,
     /// Types that nobody answers for: their jobs wait.
     pub unattended: Vec<String>,
+    /// Types that are paused: their jobs wait until somebody resumes them.
+    pub paused: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

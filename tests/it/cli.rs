@@ -586,3 +586,29 @@ async fn completions_are_scripts_that_the_shell_understands() {
         assert!(finish(command(&["completions", shell], &[]), "").await.done().out.contains("enqueue"));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn get_list_and_stats_say_why_a_job_waits() {
+    let (_place, running) = start().await;
+    running.call("registerType", json!({"type": "lonely", "handler": "nats"})).await;
+    running.call("pauseType", json!({"type": "probe"})).await;
+    let (lonely, paused) =
+        (running.enqueue(json!({"type": "lonely", "payload": {}})).await, running.probe(json!({})).await);
+    until(async || running.job(&lonely).await["note"].is_string().then_some(())).await;
+    for (id, why) in [(&lonely, "'lonely' has no handler at the moment"), (&paused, "the type 'probe' is paused")] {
+        // For the moment of an offer it runs, and does not wait.
+        let said = format!("waits     {why}");
+        until(async || running.cli(&["get", id]).await.done().out.contains(&said).then_some(())).await;
+        let shown = |list: String| {
+            list.lines().any(|line| line.contains(id.as_str()) && line.contains(why) && line.contains("pending"))
+        };
+        until(async || shown(running.cli(&["list"]).await.done().out).then_some(())).await;
+    }
+    let stats = running.cli(&["stats"]).await.done().out;
+    for told in
+        ["the oldest due job waits for", "nobody answers for lonely", "paused, and not counted as waiting: probe"]
+    {
+        assert!(stats.contains(told), "{told} is missing in\n{stats}");
+    }
+    running.stop().await;
+}

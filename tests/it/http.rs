@@ -207,7 +207,7 @@ async fn the_routes_of_the_service_answer_as_agreed() {
     let told = health.json();
     assert_eq!((health.status, &told["status"]), (200, &json!("ok")));
     let checks: Vec<&String> = told["checks"].as_object().unwrap().keys().collect();
-    assert_eq!(checks, ["jetstream", "nats", "postgres", "workers"]);
+    assert_eq!(checks, ["jetstream", "nats", "postgres", "tasks", "workers"]);
     let types = service.get("/types").await.json();
     let names: Vec<&str> = types["types"].as_array().unwrap().iter().map(|t| t["type"].as_str().unwrap()).collect();
     assert!(names.is_sorted() && names.contains(&"probe") && names.contains(&"send-email"), "{names:?}");

@@ -7,7 +7,7 @@ use queue_service::{
     store::{
         Store,
         claim::Claim,
-        counts::Among,
+        counts::{Among, Oldest},
         enqueue::{Due, Enqueued, Key, NewJob, Start},
         finish::{Retried, Settlement, WakeUp},
         notes::Note,
@@ -198,6 +198,28 @@ async fn the_oldest_job_of_a_type_is_found_without_those_of_others_that_wait_lon
         let (oldest, read) = reading(&place, &database, oldest).await;
         assert!(oldest.is_some_and(|age| (least..least + 3600.0).contains(&age)), "{among:?}: {oldest:?}");
         assert!(read < 500, "{read} rows were read for {among:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_oldest_job_is_found_beside_any_number_of_a_paused_type() {
+    let (place, database) = place_with(&[]).await;
+    let waiting = "INSERT INTO jobs (id, type, max_attempts, payload, run_at)
+         SELECT uuid_v7(), $1, 1, '{}', now() + $2 * interval '1 second' FROM generate_series(1, $3)";
+    for (job_type, due, jobs) in [("paused", -7200, 40_000), ("probe", 3600, 100), ("probe", -60, 1)] {
+        sqlx::query(waiting).bind(job_type).bind(due).bind(jobs).execute(&database).await.unwrap();
+    }
+    sqlx::query("ANALYZE").execute(&database).await.unwrap();
+    let names = |name: &str| [name.to_owned()];
+    let but = async |store: &Store| store.oldest_pending_seconds_but(&names("paused")).await.unwrap();
+    let (oldest, read) = reading(&place, &database, but).await;
+    assert_eq!(oldest, Oldest::Unknown);
+    assert!(read <= 5_100, "{read} rows were read beside the paused ones");
+    for (name, least) in [("probe", 60.0), ("paused", 7200.0)] {
+        let of = async |store: &Store| store.oldest_pending_seconds_of(&names(name)).await.unwrap();
+        let (oldest, read) = reading(&place, &database, of).await;
+        assert!(oldest.is_some_and(|age| (least..least + 3600.0).contains(&age)), "{name}: {oldest:?}");
+        assert!(read <= 2_100, "{read} rows were read of {name}");
     }
 }
 

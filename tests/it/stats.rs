@@ -88,15 +88,70 @@ async fn rates_are_shares_of_the_total() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_oldest_waiting_job_is_of_the_type_that_was_asked_for() {
     let (_place, service) = start().await;
-    service.call("pauseType", json!({"type": "probe"})).await;
-    service.enqueue(json!({"type": "probe", "payload": {}, "delay": "1h"})).await;
+    // All fetched by nobody: a type whose workers come by themselves.
+    service.call("registerType", json!({"type": "fetched", "handler": "pull"})).await;
+    service.enqueue(json!({"type": "fetched", "payload": {}, "delay": "1h"})).await;
     assert_eq!(stats(&service).await["oldestPendingSeconds"], Value::Null, "what is not due does not wait");
-    service.probe(json!({})).await;
+    service.enqueue(json!({"type": "fetched", "payload": {}})).await;
     let waiting = until(async || stats(&service).await["oldestPendingSeconds"].as_f64().filter(|s| *s > 0.05));
     assert!(waiting.await < 20.0);
-    let own = service.call("getStats.probe", json!({})).await;
+    let own = service.call("getStats.fetched", json!({})).await;
     assert!(own["oldestPendingSeconds"].as_f64().unwrap() > 0.05);
     let other = service.call("getStats.send-email", json!({})).await;
     assert_eq!((&other["oldestPendingSeconds"], &other["total"]), (&Value::Null, &json!(0)));
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_nobody_answers_for_grows_older_all_the_while() {
+    let (_place, service) = start().await;
+    service.call("registerType", json!({"type": "lonely", "handler": "nats"})).await;
+    let job = service.enqueue(json!({"type": "lonely", "payload": {}})).await;
+    until(async || (stats(&service).await["unattended"] == json!(["lonely"])).then_some(())).await;
+    // It is put off by a second, then by more, and is hardly ever due.
+    let mut age = 0.0;
+    let grown = until(async || {
+        let stats = stats(&service).await;
+        let now = stats["oldestPendingSeconds"].as_f64().unwrap_or_else(|| panic!("after {age} s: {stats}"));
+        assert!(now >= age, "{now} after {age}: {stats}");
+        age = now;
+        (age > 4.0).then_some(stats)
+    })
+    .await;
+    let own = service.call("getStats.lonely", json!({})).await;
+    assert!(own["oldestPendingSeconds"].as_f64().unwrap() >= grown["oldestPendingSeconds"].as_f64().unwrap());
+    let metrics = reqwest::get(service.url("/metrics")).await.unwrap().text().await.unwrap();
+    assert!(metrics.contains("queue_type_unattended{type=\"lonely\"} 1"), "{metrics}");
+    let shown = metrics.lines().find_map(|line| line.strip_prefix("queue_oldest_pending_seconds ")).unwrap();
+    assert!(shown.parse::<f64>().unwrap() > 4.0, "{metrics}");
+    // For the moment of an offer it runs, and nothing is to be noted.
+    let note = async |job: &Value| Some(job["note"].as_str()?.to_owned());
+    assert!(until(async || note(&service.job(&job).await).await).await.contains("no handler"));
+    let list = async || service.call("listJobs", json!({"type": "lonely"})).await["jobs"][0].clone();
+    assert!(until(async || note(&list().await).await).await.contains("no handler"));
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_of_paused_types_are_counted_apart() {
+    let (_place, service) = start().await;
+    service.call("pauseType", json!({"type": "probe"})).await;
+    service.probe(json!({})).await;
+    let waits = async |key: &str| {
+        let stats = until(async || {
+            let stats = stats(&service).await;
+            stats[key].as_f64().filter(|age| *age > 0.05).map(|_| stats)
+        });
+        stats.await
+    };
+    let stats = waits("oldestPausedSeconds").await;
+    assert_eq!((&stats["oldestPendingSeconds"], &stats["paused"]), (&Value::Null, &json!(["probe"])), "{stats}");
+    service.call("registerType", json!({"type": "fetched", "handler": "pull"})).await;
+    service.enqueue(json!({"type": "fetched", "payload": {}})).await;
+    let stats = waits("oldestPendingSeconds").await;
+    let age = |key: &str| stats[key].as_f64().unwrap();
+    assert!(age("oldestPendingSeconds") < age("oldestPausedSeconds"), "{stats}");
+    let metrics = reqwest::get(service.url("/metrics")).await.unwrap().text().await.unwrap();
+    assert!(metrics.contains("queue_type_paused{type=\"probe\"} 1"), "{metrics}");
     service.stop().await;
 }
