@@ -2,7 +2,10 @@
 
 use uuid::Uuid;
 
-use super::{Error, Store};
+use super::{
+    Error, Store,
+    columns::{attempts, kept, last_end},
+};
 
 /// What a cancellation met.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,21 +18,25 @@ pub enum Cancel {
     NotLive,
 }
 
-const END_WAITING: &str = r#"
+const END_WAITING: &str = concat!(
+    r#"
 WITH ended AS (
     DELETE FROM jobs WHERE id = $1 AND status = 'pending' AND ($3::text IS NULL OR type = $3) RETURNING *
 ), moved AS (
-    INSERT INTO finished_jobs (id, type, status, priority, attempt, max_attempts, run, timeout_ms, tags, idempotency_key,
-                               payload, errors, progress, worker_id, cancel_reason, created_at, run_at, started_at, finished_at)
-    SELECT id, type, 'cancelled', priority, attempt, max_attempts, run, timeout_ms, tags, idempotency_key, payload, errors,
-           progress, worker_id, $2, created_at, run_at, started_at, now()
+    INSERT INTO finished_jobs (status, errors, cancel_reason, finished_at, "#,
+    concat!(kept!(), ", ", attempts!(), ", ", last_end!()),
+    r#")
+    SELECT 'cancelled', errors, $2, now(), "#,
+    concat!(kept!(), ", ", attempts!(), ", ", last_end!()),
+    r#"
     FROM ended
 ), counted AS (
     INSERT INTO job_count_deltas (type, status, day, n)
     SELECT type, 'cancelled', (now() AT TIME ZONE 'UTC')::date, 1 FROM ended
     UNION ALL SELECT type, 'pending', 'epoch', -1 FROM ended
 )
-SELECT id FROM ended"#;
+SELECT id FROM ended"#
+);
 
 const ASK_RUNNING: &str = r#"
 UPDATE jobs SET cancel_requested_at = coalesce(cancel_requested_at, now()), cancel_reason = coalesce(cancel_reason, $2)

@@ -10,7 +10,10 @@ use std::{
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::{Error, Store};
+use super::{
+    Error, Store,
+    columns::{attempts, kept},
+};
 use crate::faults::{self, Mutant};
 use crate::job::{Failure, Status, Verdict, model::JobId};
 
@@ -56,13 +59,12 @@ WITH ended AS (
             $final,
             r#" AS final
 ), moved AS (
-    INSERT INTO finished_jobs (id, type, status, priority, attempt, max_attempts, run, timeout_ms, tags, idempotency_key,
-                               payload, result, errors, progress, worker_id, cancel_reason, created_at, run_at, started_at,
-                               finished_at)
-    SELECT id, type, final, priority, attempt, max_attempts, run, timeout_ms, tags, idempotency_key, payload,
-           ($3::text[])[place]::json, "#,
-            $errors,
-            r#", progress, worker_id, cancel_reason, created_at, run_at, started_at, now()
+    INSERT INTO finished_jobs (status, cancel_reason, finished_at, result, errors, "#,
+            concat!(kept!(), ", ", attempts!()),
+            r#")
+    SELECT final, cancel_reason, now(), ($3::text[])[place]::json, "#,
+            concat!($errors, ", ", kept!(), ", ", attempts!()),
+            r#"
     FROM ended
 ), counted AS (
     INSERT INTO job_count_deltas (type, status, day, n)

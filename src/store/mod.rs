@@ -4,6 +4,7 @@
 
 pub mod cancel;
 pub mod claim;
+pub mod columns;
 mod connect;
 mod connections;
 pub mod counts;

@@ -2,7 +2,7 @@
 
 use futures_util::TryStreamExt;
 use sea_orm::{
-    ColumnTrait, Condition, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect,
+    ColumnTrait, Condition, EntityTrait, ExprTrait, Iterable, QueryFilter, QueryOrder, QuerySelect,
     sea_query::{Expr, SimpleExpr},
 };
 use uuid::Uuid;
@@ -262,30 +262,14 @@ async fn within<T>(context: &'static str, read: impl Future<Output = Result<T, E
 }
 
 fn columns(include: Include) -> sea_orm::Select<Entity> {
-    use Column::*;
-    let large = [(Payload, include.payload), (Result, include.result), (Errors, include.errors)];
-    let small = [
-        Id,
-        Type,
-        Status,
-        Priority,
-        Attempt,
-        MaxAttempts,
-        Run,
-        TimeoutMs,
-        Tags,
-        IdempotencyKey,
-        Error,
-        Progress,
-        WorkerId,
-        CancelReason,
-        CreatedAt,
-        RunAt,
-        StartedAt,
-        FinishedAt,
-    ];
-    large.into_iter().fold(Entity::find().select_only().columns(small), |select, (column, wanted)| {
-        if wanted { select.column(column) } else { select.expr_as(Expr::cust("NULL::text"), column) }
+    let is_wanted = |column: &Column| match column {
+        Column::Payload => include.payload,
+        Column::Result => include.result,
+        Column::Errors => include.errors,
+        _ => true,
+    };
+    Column::iter().fold(Entity::find().select_only(), |select, column| {
+        if is_wanted(&column) { select.column(column) } else { select.expr_as(Expr::cust("NULL::text"), column) }
     })
 }
 

@@ -1,19 +1,29 @@
-//! Retrying by hand: a failed or cancelled job comes back with a fresh budget of attempts and its history.
+//! Retrying by hand: a failed or cancelled job comes back with a fresh budget of attempts, with its history, its trace and what
+//! its last run has kept.
 
 use std::time::Duration;
 
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
-use super::{Error, Store, places};
+use super::{
+    Error, Store,
+    columns::{kept, last_end},
+    places,
+};
 
 /// The run number is kept, so that a late write of an old run stays recognisable. `{place}` names the partition.
-const RETRY: &str = r#"
+const RETRY: &str = concat!(
+    r#"
 WITH back AS (
     DELETE FROM finished_jobs WHERE id = $1 AND {place} AND ($4::text IS NULL OR type = $4) RETURNING *
 ), live AS (
-    INSERT INTO jobs (id, type, priority, max_attempts, run, timeout_ms, tags, idempotency_key, payload, errors, created_at)
-    SELECT id, type, priority, max_attempts, run, timeout_ms, tags, idempotency_key, payload, errors, created_at FROM back
+    INSERT INTO jobs (errors, "#,
+    concat!(kept!(), ", ", last_end!()),
+    r#")
+    SELECT errors, "#,
+    concat!(kept!(), ", ", last_end!()),
+    r#" FROM back
     RETURNING id, type || CASE sign(priority) WHEN 1 THEN '.high' WHEN 0 THEN '.normal' ELSE '.low' END AS target
 ), armed AS (
     INSERT INTO outbox (id, kind, publish_at, job_ids, targets)
@@ -23,7 +33,8 @@ WITH back AS (
     SELECT type, status, (finished_at AT TIME ZONE 'UTC')::date, -1 FROM back
     UNION ALL SELECT type, 'pending', 'epoch', 1 FROM back
 )
-SELECT target FROM live"#;
+SELECT target FROM live"#
+);
 
 impl Store {
     /// Puts a failed or cancelled job back to pending. Returns the outbox row of its wake-up and its target

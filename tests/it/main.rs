@@ -13,6 +13,7 @@ mod child;
 mod cli;
 mod clock;
 mod cluster;
+mod columns;
 mod conformance;
 mod crash;
 mod database;

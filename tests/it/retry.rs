@@ -232,3 +232,90 @@ async fn jobs_that_wait_for_their_next_attempt_keep_no_new_ones_from_starting() 
     assert!((80..=95).contains(&waiting), "{waiting} wait in the outbox");
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_by_hand_goes_on_from_the_checkpoint_and_in_the_same_trace() {
+    const CALLER: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let (_place, service) = start().await;
+    service.call("registerType", json!({"type": "pages", "handler": "pull", "backoff": {"base": "1h"}})).await;
+    let fetch = async || {
+        let wish = json!({"types": ["pages"], "waitMs": 30_000, "workerId": "w"});
+        service.call("work.fetch", wish).await["jobs"][0].clone()
+    };
+    // How its run ends, and whether the job is cancelled before or after that.
+    let ends: [(&str, Value, bool, bool); 3] = [
+        ("work.fail", json!({"message": "no", "retry": false}), false, false),
+        ("work.release", json!({}), true, false),
+        ("work.fail", json!({"message": "no"}), false, true),
+    ];
+    for (n, (verb, mut end, cancelled_first, cancelled_then)) in ends.into_iter().enumerate() {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("traceparent", CALLER);
+        let body = json!({"type": "pages", "payload": {}}).to_string();
+        let subject = service.subject("enqueue");
+        let made = service.nats.request_with_headers(subject, headers, body.into()).await.unwrap();
+        let id = serde_json::from_slice::<Value>(&made.payload).unwrap()["jobId"].as_str().unwrap().to_owned();
+        let run = fetch().await;
+        assert_eq!((&run["id"], &run["checkpoint"]), (&json!(id), &Value::Null));
+        let beat = json!({"jobId": id, "run": 1, "checkpoint": {"page": n}});
+        service.call("work.heartbeat", json!({"workerId": "w", "runs": [beat]})).await;
+        end["jobId"] = json!(id);
+        end["run"] = json!(1);
+        if cancelled_first {
+            let (_, ended) = tokio::join!(service.call("cancelJob", json!({"jobId": id})), async {
+                until(async || (cancel_is_asked(&service, &id).await).then_some(())).await;
+                service.call(verb, end.clone()).await
+            });
+            assert_eq!(ended["status"], "cancelled", "{verb}");
+        } else {
+            service.call(verb, end).await;
+        }
+        if cancelled_then {
+            service.call("cancelJob", json!({"jobId": id})).await;
+        }
+        service.call("retryJob", json!({"jobId": id})).await;
+        let again = fetch().await;
+        assert_eq!((&again["id"], &again["run"], &again["attempts"]), (&json!(id), &json!(2), &json!(1)));
+        assert_eq!(again["checkpoint"], json!({"page": n}), "{verb}");
+        assert_eq!(again["traceparent"].as_str().unwrap()[..36], CALLER[..36], "{verb}");
+        service.call("work.complete", json!({"jobId": id, "run": 2})).await;
+    }
+    service.stop().await;
+}
+
+async fn cancel_is_asked(service: &Running, id: &str) -> bool {
+    let beat = json!({"workerId": "w", "runs": [{"jobId": id, "run": 1}]});
+    service.call("work.heartbeat", beat).await["runs"][0]["state"] == "cancel"
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mail_retried_by_hand_goes_only_to_those_who_lack_it() {
+    use queue_service::dev::sandbox::smtp::{Rules, Sink};
+
+    let sink = Sink::start(([127, 0, 0, 1], 0).into()).await.unwrap();
+    let mut place = Place::new().await;
+    place.config.smtp.url = Some(sink.url().into());
+    place.config.retry.base = Duration::from_secs(3600);
+    place.config.retry.max = Duration::from_secs(3600);
+    let service = place.start().await;
+    // For good; and for now, with a cancellation while the job waits for its next attempt.
+    for (answer, status) in [("550 no such user", "failed"), ("450 try later", "cancelled")] {
+        sink.clear();
+        let refuse = [("bob@example.org".to_owned(), answer.to_owned())].into();
+        sink.set_rules(Rules { refuse, ..Rules::default() });
+        let payload = json!({"to": ["ann@example.org", "bob@example.org"], "subject": "Hello", "body": "It works."});
+        let id = service.enqueue(json!({"type": "send-email", "payload": payload})).await;
+        if status == "cancelled" {
+            until(async || Some(()).filter(|()| sink.mails().len() == 1)).await;
+            service.until_status(&id, "pending").await;
+            service.call("cancelJob", json!({"jobId": id})).await;
+        }
+        assert_eq!(service.finished(&id).await["status"], status);
+        sink.set_rules(Rules::default());
+        service.call("retryJob", json!({"jobId": id})).await;
+        assert_eq!(service.finished(&id).await["status"], "completed");
+        let to: Vec<Vec<String>> = sink.mails().into_iter().map(|mail| mail.to).collect();
+        assert_eq!(to, [["ann@example.org"], ["bob@example.org"]], "{answer}");
+    }
+    service.stop().await;
+}
