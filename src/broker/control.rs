@@ -47,9 +47,11 @@ impl Broker {
         self.jetstream.subscribe(self.subjects.types_changed()).await
     }
 
-    /// The id in a cancel subject.
-    pub fn cancelled_id(subject: &str) -> Option<Uuid> {
-        subject.rsplit('.').next()?.parse().ok()
+    /// The type and the id in a cancel subject.
+    pub fn cancelled(subject: &str) -> Option<(&str, Uuid)> {
+        let mut tokens = subject.rsplit('.');
+        let (id, job_type) = (tokens.next()?, tokens.next()?);
+        Some((job_type, id.parse().ok()?))
     }
 
     pub(super) async fn signal(&self, subject: String, body: String) {

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     config::{Config, TypeSettings},
-    job::{BadType, Failure, JobType, Work, integer::in_plain_digits},
+    job::{BadType, End, Failure, JobType, Work, integer::in_plain_digits},
 };
 
 /// What is wrong with a payload: JSON pointers and sentences.
@@ -45,6 +45,16 @@ pub enum Ended {
 }
 
 impl Ended {
+    /// What a program outside has said, as its run's row keeps it; `None`: it goes on.
+    pub(crate) fn end(&self) -> Option<End> {
+        match self {
+            Ended::Done(result) => Some(End::result(result)),
+            Ended::Failed(failure) => Some(End::failure(failure)),
+            Ended::Released(delay) => Some(End::release(*delay)),
+            Ended::Outside => None,
+        }
+    }
+
     /// Checked at enqueue; it can still happen at a run, when the type's rules were made narrower since.
     pub(super) fn does_not_fit(job_type: &str, e: &serde_path_to_error::Error<serde_json::Error>) -> Self {
         Ended::Failed(Failure::permanent(format!("the payload does not fit the type '{job_type}' any more: {e}")))

@@ -4,6 +4,7 @@
 //! `store`'s SQL mirror `state`, and a model test holds the two together.
 
 pub mod backoff;
+mod ends;
 pub mod integer;
 pub mod json;
 pub mod kept;
@@ -15,6 +16,7 @@ mod trace;
 pub mod update;
 
 pub use backoff::RetryPolicy;
+pub use ends::{End, EndKind};
 pub use model::{BadType, JobType, Lane, Priority, Status, Work};
 pub use settle::{Failure, FailureKind, Outcome, Verdict, settle};
 pub use trace::Trace;

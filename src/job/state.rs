@@ -30,8 +30,10 @@ pub enum Event {
     TakeOver {
         lease_expired: bool,
     },
+    /// `outside`: by a program that the service only hears of.
     Succeed {
         run: i64,
+        outside: bool,
     },
     /// `retry`: the verdict of `settle` was to try again.
     Fail {
@@ -78,7 +80,11 @@ pub fn step(state: State, event: Event) -> Result<State, Refusal> {
             Pending => Err(Refusal::NotDue),
             Completed | Failed | Cancelled => Err(Refusal::AlreadyFinished),
         },
-        Event::Succeed { run } if held(run) => Ok(State { status: Completed, ..state }),
+        // Of a run outside nothing is wanted any more once its job is cancelled, and it is told so.
+        Event::Succeed { run, outside: true } if held(run) && state.cancel_requested => {
+            Ok(State { status: Cancelled, ..state })
+        }
+        Event::Succeed { run, .. } if held(run) => Ok(State { status: Completed, ..state }),
         Event::Fail { run, retry } if held(run) => Ok(after_failure(state, retry)),
         // The attempt is given back, the run is not: a late write of the interrupted run must stay recognisable. A run
         // that stopped though nobody had asked for it (a late signal) was interrupted, too.
@@ -123,7 +129,7 @@ mod tests {
         prop_oneof![
             any::<bool>().prop_map(|due| Event::Claim { due }),
             any::<bool>().prop_map(|lease_expired| Event::TakeOver { lease_expired }),
-            (0..6i64).prop_map(|run| Event::Succeed { run }),
+            (0..6i64, any::<bool>()).prop_map(|(run, outside)| Event::Succeed { run, outside }),
             (0..6i64, any::<bool>()).prop_map(|(run, retry)| Event::Fail { run, retry }),
             (0..6i64).prop_map(|run| Event::HandBack { run }),
             (0..6i64).prop_map(|run| Event::Stopped { run }),
@@ -159,17 +165,19 @@ mod tests {
                     state = step(state, Event::HandBack { run: state.run }).unwrap();
                 }
             }
-            for event in [Event::Succeed { run }, Event::Fail { run, retry: true }, Event::Stopped { run }] {
+            for event in [Event::Succeed { run, outside: false }, Event::Fail { run, retry: true }, Event::Stopped { run }] {
                 prop_assert_eq!(step(state, event), Err(Refusal::LeaseLost));
             }
         }
     }
 
     #[test]
-    fn a_cancelled_run_that_fails_is_cancelled_and_one_that_succeeds_is_completed() {
+    fn a_cancelled_run_that_fails_is_cancelled_and_one_that_succeeds_is_completed_unless_it_is_outside() {
         let running = step(FRESH, Event::Claim { due: true }).unwrap();
         let asked = step(running, Event::Cancel).unwrap();
         assert_eq!(step(asked, Event::Fail { run: 1, retry: true }).unwrap().status, Status::Cancelled);
-        assert_eq!(step(asked, Event::Succeed { run: 1 }).unwrap().status, Status::Completed);
+        assert_eq!(step(asked, Event::Succeed { run: 1, outside: false }).unwrap().status, Status::Completed);
+        assert_eq!(step(asked, Event::Succeed { run: 1, outside: true }).unwrap().status, Status::Cancelled);
+        assert_eq!(step(running, Event::Succeed { run: 1, outside: true }).unwrap().status, Status::Completed);
     }
 }

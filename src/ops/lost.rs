@@ -9,7 +9,7 @@ use crate::{
         Broker,
         events::{Event, EventState},
     },
-    job::{Status, Verdict, model::JobId},
+    job::{End, EndKind, Status, Verdict, model::JobId},
     store::{
         Error, Store,
         finish::{Recorded, Retried, Settlement},
@@ -56,7 +56,8 @@ pub(crate) async fn end_outside(store: &Store, broker: &Broker, relay: &Notify, 
 }
 
 async fn end_cancelled(store: &Store, broker: &Broker, id: JobId, run: i64) -> Result<(), Error> {
-    let settlement = Settlement { id, run, verdict: Verdict::Cancel, wake_up: WakeUp::Outbox };
+    let end = Some(End::unsaid(EndKind::Cancel));
+    let settlement = Settlement { id, run, verdict: Verdict::Cancel, wake_up: WakeUp::Outbox, end };
     let recorded = store.finish(&[settlement], Retried::No).await?;
     if recorded == [Recorded::As(Status::Cancelled)]
         && let Some(job) = store.job(id).await?

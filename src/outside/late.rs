@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     handlers::Ended,
-    job::{FailureKind, Update, model::JobId, update::keep_checkpoint},
+    job::{JobType, Update, model::JobId, update::keep_checkpoint},
     ops::{
         Ops,
         error::chain,
@@ -66,14 +66,17 @@ impl Late {
         let (mut answers, ending) = (answers.lock().await, Arc::new(Semaphore::new(MANY)));
         let mut alive = Alive::default();
         while let Some(answer) = answers.next().await {
-            let Some(Answered { worker_id: worker, id, run, .. }) = Answered::read(&answer.subject) else { continue };
+            let Some(Answered { worker_id: worker, job_type, id, run }) = Answered::read(&answer.subject) else {
+                continue;
+            };
             if worker == self.worker_id || answer.status.is_some() || alive.has(&self.ops.store, worker).await {
                 continue;
             }
+            let Ok(job_type) = JobType::new(job_type) else { continue };
             let Ok(turn) = ending.clone().acquire_owned().await else { return };
             let taking = self.clone();
             supervise::spawn("late answer", async move {
-                taking.end(&answer, id, run).await;
+                taking.end(&answer, &job_type, id, run).await;
                 drop(turn);
             });
         }
@@ -99,23 +102,19 @@ impl Late {
         }
     }
 
-    async fn end(&self, answer: &Message, id: JobId, run: i64) {
+    async fn end(&self, answer: &Message, job_type: &JobType, id: JobId, run: i64) {
         let said = said(answer);
         if reply::is_of_another_run(&said, &id.to_string(), run) {
             return;
         }
         let said = match reply::judge(&said, &answer.payload, self.ops.config.limits.result.as_u64() as usize) {
-            Ended::Done(result) => Said::Done(Some(result)),
+            Ended::Done(result) => Said::Done(result),
             Ended::Released(delay) => Said::Released { delay },
-            Ended::Failed(failure) => Said::Failed {
-                message: failure.message,
-                retry: failure.kind != FailureKind::Permanent,
-                retry_after: failure.retry_after,
-            },
+            Ended::Failed(failure) => Said::Failed(failure),
             // It is held outside already.
             Ended::Outside => return,
         };
-        match self.ops.end_run(None, id, run, said).await {
+        match self.ops.end_run(Some(job_type), id, run, said).await {
             Ok(ended) => {
                 tracing::info!(job.id = %id, "took the answer for job {id}, whose process is gone: {}", ended.status)
             }

@@ -42,7 +42,19 @@ const ASK_RUNNING: &str = r#"
 UPDATE jobs SET cancel_requested_at = coalesce(cancel_requested_at, now()), cancel_reason = coalesce(cancel_reason, $2)
 WHERE id = $1 AND status = 'processing' AND ($3::text IS NULL OR type = $3) RETURNING id"#;
 
+const TO_CANCEL: &str = "
+SELECT id, run FROM jobs
+WHERE id = ANY($1) AND status = 'processing' AND worker_id = $2 AND cancel_requested_at IS NOT NULL";
+
 impl Store {
+    /// Runs of these jobs that `worker_id` holds though somebody wants them stopped.
+    ///
+    /// # Errors
+    /// As for every statement.
+    pub async fn runs_to_cancel(&self, worker_id: &str, ids: &[Uuid]) -> Result<Vec<(Uuid, i64)>, Error> {
+        self.hot_all("look for what is cancelled", sqlx::query_as(TO_CANCEL).bind(ids).bind(worker_id)).await
+    }
+
     /// Cancels one job; with `job_type` only when it is of that type.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ pub mod columns;
 mod connect;
 mod connections;
 pub mod counts;
+pub mod ends;
 pub mod enqueue;
 pub mod entity;
 mod error;

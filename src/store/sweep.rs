@@ -11,7 +11,7 @@ use super::{
     finish::{Recorded, Retried, Settlement},
 };
 use crate::faults::{self, Mutant};
-use crate::job::{Failure, FailureKind, Status, Verdict};
+use crate::job::{End, EndKind, Failure, FailureKind, Status, Verdict};
 
 /// Jobs freed or put back into the outbox per statement, so that no statement holds locks for long.
 pub const SLICE: i64 = 1000;
@@ -92,7 +92,8 @@ impl Store {
             } else {
                 Verdict::DeadLetter { failure }
             };
-            Settlement { id: row.id, run: row.run, verdict, wake_up }
+            let end = Some(End::unsaid(EndKind::Lost));
+            Settlement { id: row.id, run: row.run, verdict, wake_up, end }
         };
         let settlements: Vec<_> = lost.iter().map(settle).collect();
         let recorded = self.finish(&settlements, Retried::No).await?;
@@ -122,6 +123,7 @@ impl Store {
             verdict: Verdict::HandBack { delay: Duration::ZERO },
             // The message may have been lost together with the answer, and who was started when written had none.
             wake_up: WakeUp::Outbox,
+            end: None,
         };
         let settlements: Vec<_> = runs.iter().map(back).collect();
         self.finish(&settlements, Retried::No).await.map(|_| ())

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     faults::crash_point,
-    job::{Status, Verdict},
+    job::{End, Status, Verdict},
     ops::news::{About, News},
     store::{
         claim::Claimed,
@@ -18,14 +18,23 @@ use crate::{
 };
 
 /// Records how a run has ended, tells it, and answers its message.
-pub(super) async fn record(shared: &Shared, run: &Run, job: &Claimed, verdict: Verdict, wake_up: WakeUp) {
+///
+/// `end`: of a run that a program outside has done.
+pub(super) async fn record(
+    shared: &Shared,
+    run: &Run,
+    job: &Claimed,
+    verdict: Verdict,
+    wake_up: WakeUp,
+    end: Option<End>,
+) {
     let broker = &shared.deps.broker;
     let told = News::of(&verdict);
     let delay = match &verdict {
         Verdict::Retry { delay, .. } | Verdict::HandBack { delay } => *delay,
         Verdict::Complete { .. } | Verdict::DeadLetter { .. } | Verdict::Cancel => Duration::ZERO,
     };
-    let settlement = Settlement { id: job.id, run: job.run, verdict, wake_up };
+    let settlement = Settlement { id: job.id, run: job.run, verdict, wake_up, end };
     let recorded = shared.outcomes.submit(settlement).await;
     if recorded.is_ok() {
         run.settle();
@@ -57,7 +66,7 @@ impl Won {
     /// Sends it back, since it can't start here. Its attempt is not spent.
     pub async fn hand_back(self) {
         let Self { in_hand: InHand { run, shared, .. }, job } = &self;
-        record(shared, run, job, Verdict::HandBack { delay: Duration::ZERO }, WakeUp::Outbox).await;
+        record(shared, run, job, Verdict::HandBack { delay: Duration::ZERO }, WakeUp::Outbox, None).await;
     }
 }
 

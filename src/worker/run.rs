@@ -27,7 +27,8 @@ use crate::{
     faults::crash_point,
     handlers::{Ended, RunContext, context::Notes, result},
     job::{
-        Failure, FailureKind, Outcome, Verdict, Work, json::failure_of_payload, model::JobId, settle, span::rounded,
+        End, EndKind, Failure, FailureKind, Outcome, Verdict, Work, json::failure_of_payload, model::JobId, settle,
+        span::rounded,
     },
     ops::error::chain,
     store::{
@@ -125,8 +126,8 @@ async fn carry_out_won(
             crash_point("before_handler");
             run.begin();
             let outcome = match run_handler(shared, known, run, &job).await {
-                End::Settled(outcome) => outcome,
-                End::Outside { left } => return Box::pin(leave_outside(shared, known, run, &job, left)).await,
+                Over::Settled(outcome) => outcome,
+                Over::Outside { left } => return Box::pin(leave_outside(shared, known, run, &job, left)).await,
             };
             (outcome, Some(slot.ended()))
         }
@@ -137,6 +138,7 @@ async fn carry_out_won(
     // What the handler said last belongs to the record as well.
     super::running::write_notes_of(shared, run).await;
     let attempt = job.attempt as u16;
+    let end = end_for_row(known.handler.work, &outcome, run.said.get());
     let verdict = settle(attempt, job.max_attempts as u16, &known.settings.retry, outcome, rand::random());
     let in_outbox = |delay: Duration| {
         run.message.is_none() || delay > LONGEST_NAK || !delay.is_zero() && unanswered.runs_short(job.lane())
@@ -152,7 +154,23 @@ async fn carry_out_won(
         Verdict::Cancel if run.message.is_none() => WakeUp::Outbox,
         Verdict::Complete { .. } | Verdict::DeadLetter { .. } | Verdict::Cancel => WakeUp::NotNeeded,
     };
-    record(shared, run, &job, verdict, wake_up).await;
+    record(shared, run, &job, verdict, wake_up, end).await;
+}
+
+/// How a run ended for its row, where a program outside did it.
+fn end_for_row(work: Work, outcome: &Outcome, said: Option<&End>) -> Option<End> {
+    match work {
+        Work::Nats | Work::Http => {}
+        Work::Builtin | Work::Embedded | Work::Pull => return None,
+    }
+    Some(match (outcome, said) {
+        (Outcome::Cancelled, _) => End::unsaid(EndKind::Cancel),
+        (Outcome::Interrupted { .. }, Some(said)) if said.kind == EndKind::Release => *said,
+        (Outcome::Interrupted { .. }, _) => End::unsaid(EndKind::Release),
+        (Outcome::Done(_) | Outcome::Failed(_), Some(said)) => *said,
+        (Outcome::Failed(failure), None) => End::failure(failure),
+        (Outcome::Done(result), None) => End::result(result),
+    })
 }
 
 /// The turn of a claimed job; or what becomes of it when it is stopped before, or its turn does not come: others may have
@@ -187,12 +205,12 @@ pub(crate) async fn put_off(broker: &Broker, ack: &AckHandle, id: JobId, refused
     }
 }
 
-async fn run_handler(shared: &Shared, known: &Known, run: &Run, job: &Claimed) -> End {
+async fn run_handler(shared: &Shared, known: &Known, run: &Run, job: &Claimed) -> Over {
     // One that starts where it was asked for was looked at there.
     if run.message.is_some()
         && let Some(failure) = failure_of_payload(job.payload.0.get())
     {
-        return End::Settled(Outcome::Failed(failure));
+        return Over::Settled(Outcome::Failed(failure));
     }
     let timeout = job.timeout_ms.map_or(known.settings.timeout, |ms| Duration::from_millis(ms.unsigned_abs()));
     let notes = Arc::new(Notes::with_checkpoint(job.checkpoint.as_ref().map(|c| c.0.clone())));
@@ -222,7 +240,7 @@ async fn run_handler(shared: &Shared, known: &Known, run: &Run, job: &Claimed) -
         },
         _ = sleep_until(deadline) => {
             let message = format!("the attempt took longer than its timeout of {}", rounded(timeout));
-            End::Settled(Outcome::Failed(Failure::new(FailureKind::Timeout, message)))
+            Over::Settled(Outcome::Failed(Failure::new(FailureKind::Timeout, message)))
         }
     }
 }
@@ -254,7 +272,7 @@ fn by_cause(by_itself: Option<Outcome>, cause: Option<StopCause>) -> Option<Outc
 }
 
 /// How a run ended for this worker.
-enum End {
+enum Over {
     Settled(Outcome),
     /// A program outside goes on with it, for so long at most.
     Outside {
@@ -262,10 +280,10 @@ enum End {
     },
 }
 
-fn end_of(outcome: Option<Outcome>, deadline: Instant) -> End {
+fn end_of(outcome: Option<Outcome>, deadline: Instant) -> Over {
     match outcome {
-        Some(outcome) => End::Settled(outcome),
-        None => End::Outside { left: deadline.saturating_duration_since(Instant::now()) },
+        Some(outcome) => Over::Settled(outcome),
+        None => Over::Outside { left: deadline.saturating_duration_since(Instant::now()) },
     }
 }
 
@@ -296,6 +314,13 @@ async fn leave_outside(shared: &Shared, known: &Known, run: &Arc<Run>, job: &Cla
 
 /// `None`: it goes on outside.
 fn judge(shared: &Shared, known: &Known, run: &Run, ended: Result<Ended, tokio::task::JoinError>) -> Option<Outcome> {
+    let of_outside = matches!(known.handler.work, Work::Nats | Work::Http);
+    if let (true, Ok(ended)) = (of_outside, &ended)
+        && let Some(end) = ended.end()
+    {
+        // Of what was said, and not of what becomes of it.
+        let _ = run.said.set(end);
+    }
     Some(match ended {
         Ok(Ended::Done(result)) => result::accept(&known.handler, result, shared.deps.config.limits.result.as_u64()),
         Ok(Ended::Failed(failure)) => Outcome::Failed(failure),

@@ -3,13 +3,13 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU8, Ordering},
     },
     time::Duration,
 };
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -22,11 +22,15 @@ use crate::{
         pull::AckHandle,
     },
     handlers::{Progress, context::Notes},
+    job::End,
+    ops::error::chain,
     store::notes::Note,
 };
 
 /// How often progress and checkpoints are collected.
 const COLLECT: Duration = Duration::from_millis(250);
+/// Jobs that are looked at together for a cancellation.
+const AT_ONCE: usize = 500;
 /// How long the last words of a run are tried to be written.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -51,6 +55,8 @@ pub(crate) struct Run {
     /// Of the claim; 0 before it.
     claimed: Mutex<(i64, u16)>,
     pub notes: Mutex<Arc<Notes>>,
+    /// What a program outside has said in the end.
+    pub said: OnceLock<End>,
     /// Off before the message is answered: progress after a nak would cancel its delay.
     keep_alive: Mutex<bool>,
     begun: AtomicBool,
@@ -68,6 +74,7 @@ impl Run {
             has_ended: AtomicBool::new(false),
             claimed: Mutex::default(),
             notes: Mutex::default(),
+            said: OnceLock::new(),
             keep_alive: Mutex::new(true),
             begun: AtomicBool::new(false),
             settled: AtomicBool::new(false),
@@ -250,14 +257,45 @@ impl Running {
     }
 }
 
-/// Stops runs that somebody cancels.
+/// Stops runs that somebody cancels. A signal is a hint: whoever may publish it can name any job, and it may come late.
 pub(crate) async fn obey_cancels(shared: Arc<Shared>, stop: CancellationToken) {
     let Ok(mut cancels) = shared.deps.broker.cancels().await else { return };
     // Runs may outlive the end of pulling, and are to be cancelled even then.
-    while let Some(message) = next_until_idle(&mut cancels, &shared, &stop).await {
-        let Some(id) = Broker::cancelled_id(&message.subject) else { continue };
-        for run in shared.running.all().iter().filter(|run| run.id == id) {
-            run.stop(StopCause::Cancel);
+    while let Some(first) = next_until_idle(&mut cancels, &shared, &stop).await {
+        let mut named = HashSet::new();
+        let mut next = Some(first);
+        while let Some(message) = next {
+            named.extend(Broker::cancelled(&message.subject).map(|(job_type, id)| (job_type.to_owned(), id)));
+            next = if named.len() < AT_ONCE { cancels.next().now_or_never().flatten() } else { None };
+        }
+        stop_cancelled(&shared, &named).await;
+    }
+}
+
+/// Stops those of the named jobs' runs whose rows say that they are to stop, by one look at the database.
+async fn stop_cancelled(shared: &Shared, named: &HashSet<(String, Uuid)>) {
+    let mut pause = Duration::from_millis(50);
+    loop {
+        let is_named = |run: &Arc<Run>| named.contains(&(run.job_type.clone(), run.id)) && run.cause().is_none();
+        let runs: Vec<Arc<Run>> = shared.running.all().into_iter().filter(is_named).collect();
+        if runs.is_empty() {
+            return;
+        }
+        let ids: Vec<Uuid> = runs.iter().map(|run| run.id).collect();
+        match shared.deps.store.runs_to_cancel(&shared.id, &ids).await {
+            Ok(cancelled) => {
+                // One whose claim was not answered yet has no number.
+                let is_to_stop =
+                    |run: &Run, (id, number): (Uuid, i64)| run.id == id && [0, number].contains(&run.claimed().0);
+                let stopped = runs.iter().filter(|run| cancelled.iter().any(|row| is_to_stop(run, *row)));
+                stopped.for_each(|run| run.stop(StopCause::Cancel));
+                return;
+            }
+            Err(e) => {
+                tracing::debug!("could not look for what is cancelled, trying again: {}", chain(&e));
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(1));
+            }
         }
     }
 }

@@ -98,17 +98,33 @@ async fn a_cancel_that_meets_the_end_of_the_run_has_one_winner() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_signal_to_stop_that_nobody_asked_for_costs_no_attempt_and_strands_no_job() {
+async fn a_signal_to_stop_counts_only_when_the_job_is_to_be_cancelled_and_of_that_type() {
     let (place, service) = start().await;
     let id = service.enqueue(json!({"type": "probe", "payload": {"wait": true}, "maxAttempts": 1})).await;
     place.journal.until(&id, "start").await;
-    // A late signal for an earlier run, for instance.
-    service.nats.publish(service.subject(&format!("control.cancel.probe.{id}")), "{}".into()).await.unwrap();
+    let signal = async |job_type: &str| {
+        let subject = service.subject(&format!("control.cancel.{job_type}.{id}"));
+        service.nats.publish(subject, "{}".into()).await.unwrap();
+        // Looked at: a job that is cancelled after it, over the same connection, was stopped.
+        let other = service.probe(json!({"wait": true})).await;
+        place.journal.until(&other, "start").await;
+        service.call("cancelJob", json!({"jobId": other})).await;
+        place.journal.until(&other, "stopped").await;
+    };
+    // A late one for an earlier run, for instance, or a forged one.
+    signal("probe").await;
+    assert_eq!(place.journal.count(&id, "stopped"), 0);
+    // The row says so, and the signal got lost.
+    let wish = "UPDATE jobs SET cancel_requested_at = now() WHERE id = $1";
+    let database = place.database().await;
+    sqlx::query(wish).bind(id.parse::<uuid::Uuid>().unwrap()).execute(&database).await.unwrap();
+    signal("send-email").await;
+    assert_eq!(place.journal.count(&id, "stopped"), 0, "by the subject of another type");
+    signal("probe").await;
     place.journal.until(&id, "stopped").await;
-    crate::harness::until(|| async { (place.journal.count(&id, "start") == 2).then_some(()) }).await;
-    place.journal.release();
     let job = service.finished(&id).await;
-    assert_eq!((&job["status"], &job["attempts"], &job["errors"]), (&json!("completed"), &json!(1), &json!([])));
+    assert_eq!((&job["status"], &job["errors"]), (&json!("cancelled"), &json!([])));
+    assert_eq!(place.journal.count(&id, "start"), 1);
     service.stop().await;
 }
 

@@ -141,7 +141,7 @@ async fn fail(store: &Store, payload: Value, errors: &[&str]) -> uuid::Uuid {
         } else {
             Verdict::DeadLetter { failure: Failure::permanent(*error) }
         };
-        let settlement = Settlement { id, run: job.run, verdict, wake_up: WakeUp::NotNeeded };
+        let settlement = Settlement { id, run: job.run, verdict, wake_up: WakeUp::NotNeeded, end: None };
         let recorded = store.finish(&[settlement], Retried::No).await.unwrap();
         assert!(matches!(recorded[..], [Recorded::As(_)]), "{recorded:?}");
     }

@@ -26,6 +26,7 @@ mod docs;
 mod drain;
 mod eager;
 mod embed;
+mod ends;
 mod enqueue;
 mod events;
 mod examples;

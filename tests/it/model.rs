@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::{prelude::*, test_runner::TestRunner};
 use queue_service::{
     job::{
-        Failure, JobType, Outcome, Priority, RetryPolicy, Status, Verdict, settle,
+        End, Failure, JobType, Outcome, Priority, RetryPolicy, Status, Verdict, settle,
         state::{Event, Refusal, State, step},
     },
     store::{
@@ -32,7 +32,7 @@ enum Move {
     Claim { worker: usize },
     Die { worker: usize },
     Sweep,
-    Succeed { late: bool },
+    Succeed { late: bool, outside: bool },
     Fail { late: bool, permanent: bool, delayed: bool },
     HandBack { late: bool },
     Stopped { late: bool },
@@ -52,7 +52,7 @@ fn moves() -> impl Strategy<Value = Move> {
         6 => (0..2_usize).prop_map(|worker| Move::Claim { worker }),
         2 => (0..2_usize).prop_map(|worker| Move::Die { worker }),
         2 => Just(Move::Sweep),
-        1 => late().prop_map(|late| Move::Succeed { late }),
+        1 => (late(), any::<bool>()).prop_map(|(late, outside)| Move::Succeed { late, outside }),
         4 => (late(), prop::bool::weighted(0.2), any::<bool>())
             .prop_map(|(late, permanent, delayed)| Move::Fail { late, permanent, delayed }),
         2 => late().prop_map(|late| Move::HandBack { late }),
@@ -120,7 +120,11 @@ impl Real {
     }
 
     async fn record(&self, run: i64, verdict: Verdict) -> Recorded {
-        let settlement = Settlement { id: self.job.id, run, verdict, wake_up: WakeUp::NotNeeded };
+        self.record_end(run, verdict, None).await
+    }
+
+    async fn record_end(&self, run: i64, verdict: Verdict, end: Option<End>) -> Recorded {
+        let settlement = Settlement { id: self.job.id, run, verdict, wake_up: WakeUp::NotNeeded, end };
         self.store.finish(&[settlement], Retried::No).await.unwrap()[0]
     }
 }
@@ -168,11 +172,12 @@ async fn make(real: &Real, model: &mut Model, next: Move) {
                 assert_eq!((freed.attempt, freed.status), (model.state.attempt, model.state.status));
             }
         }
-        Move::Succeed { late } => {
+        Move::Succeed { late, outside } => {
             let run = run_of(late);
             let result = RawValue::from_string("1".into()).unwrap();
-            let recorded = real.record(run, Verdict::Complete { result }).await;
-            agree(model, Event::Succeed { run }, recorded);
+            let end = outside.then(|| End::result(&result).in_time());
+            let recorded = real.record_end(run, Verdict::Complete { result }, end).await;
+            agree(model, Event::Succeed { run, outside }, recorded);
         }
         Move::Fail { late, permanent, delayed } => {
             let run = run_of(late);

@@ -81,7 +81,7 @@ async fn no_statement_of_the_hot_path_walks_through_a_table() {
                     (_, 0) => Verdict::Complete { result: RawValue::from_string("1".into()).unwrap() },
                     (_, _) => Verdict::DeadLetter { failure: failure() },
                 };
-                Settlement { id: job.id, run: job.run, verdict, wake_up: WakeUp::NotNeeded }
+                Settlement { id: job.id, run: job.run, verdict, wake_up: WakeUp::NotNeeded, end: None }
             })
             .collect();
         // Those that only end well have a statement of their own.
@@ -143,7 +143,7 @@ async fn rows_are_found_by_id_also_when_the_table_was_empty_at_its_last_vacuum()
         for end in ends {
             let settle = |claim| {
                 let Claim::Won(job) = claim else { panic!("{claim:?}") };
-                Settlement { id: job.id, run: job.run, verdict: end(), wake_up: WakeUp::NotNeeded }
+                Settlement { id: job.id, run: job.run, verdict: end(), wake_up: WakeUp::NotNeeded, end: None }
             };
             let settlements: Vec<_> = left.by_ref().take(6).map(settle).collect();
             store.finish(&settlements, Retried::No).await.unwrap();

@@ -237,7 +237,7 @@ async fn jobs_that_wait_for_their_next_attempt_keep_no_new_ones_from_starting() 
 async fn a_retry_by_hand_goes_on_from_the_checkpoint_and_in_the_same_trace() {
     const CALLER: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let (_place, service) = start().await;
-    service.call("registerType", json!({"type": "pages", "handler": "pull", "backoff": {"base": "1h"}})).await;
+    service.call("registerType", json!({"type": "pages", "handler": "pull", "backoff": {"delays": ["1h"]}})).await;
     let fetch = async || {
         let wish = json!({"types": ["pages"], "waitMs": 30_000, "workerId": "w"});
         service.call("work.fetch", wish).await["jobs"][0].clone()

@@ -55,17 +55,14 @@ impl Ops {
     /// # Errors
     /// As [`Ops::finish`].
     pub async fn complete(&self, scope: Scope<'_>, request: CompleteRequest) -> Result<FinishReply, ApiError> {
-        self.end_run(scope, request.job_id.0, request.run, Said::Done(request.result)).await
+        self.end_run(scope, request.job_id.0, request.run, Said::done(request.result)).await
     }
 
     /// # Errors
     /// As [`Ops::finish`].
     pub async fn fail(&self, scope: Scope<'_>, request: FailRequest) -> Result<FinishReply, ApiError> {
-        let said = Said::Failed {
-            message: request.message,
-            retry: request.retry.unwrap_or(true),
-            retry_after: request.retry_after.map(|span| span.0),
-        };
+        let retry_after = request.retry_after.map(|span| span.0);
+        let said = Said::failed(request.message, request.retry.unwrap_or(true), retry_after);
         self.end_run(scope, request.job_id.0, request.run, said).await
     }
 
@@ -83,7 +80,7 @@ impl Ops {
 
     /// Ends a run that must not be handed out.
     pub(super) async fn refuse(&self, id: JobId, run: i64, failure: Failure) {
-        let said = Said::Failed { message: failure.message, retry: false, retry_after: None };
+        let said = Said::failed(failure.message, false, None);
         self.end_unseen(id, run, said).await;
     }
 
