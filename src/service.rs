@@ -113,6 +113,8 @@ impl Service {
     ) -> Result<Self, Error> {
         let config = Arc::new(config);
         let store = Store::open(&config.database)?;
+        // No lease of a run outside is ended before it is known whether there was an outage.
+        store.reach().watch();
         let broker = Broker::connect(&config.nats, &config.background).await?;
         let supervisor = Supervisor::default();
         let publisher = Publisher::start(&broker, &supervisor).await?;

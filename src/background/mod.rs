@@ -7,6 +7,7 @@ mod counts;
 mod dead_letters;
 mod dead_workers;
 mod discovery;
+mod grace;
 mod notices;
 mod relay;
 mod retention;
@@ -53,6 +54,7 @@ pub fn start(deps: &Deps, stop: &CancellationToken, tasks: &Tasks) {
     keep!("lanes", topology::note_lanes);
     keep!("sweep", sweep::work);
     keep!("dead-workers", dead_workers::work);
+    keep!("grace", grace::work);
     keep!("retention", retention::work);
     keep!("counts", counts::work);
     keep!("vacuum", vacuum::work);

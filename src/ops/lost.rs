@@ -40,6 +40,10 @@ pub(crate) async fn free(store: &Store, broker: &Broker, relay: &Notify, ids: &[
 pub(crate) async fn end_outside(store: &Store, broker: &Broker, relay: &Notify, grace: Duration) -> Result<(), Error> {
     loop {
         let ended = store.ended_outside(SLICE, grace).await?;
+        // Asked after the look, which may be the first after an outage.
+        if !store.may_end_outside() {
+            return Ok(());
+        }
         let of = |cancelled: bool| ended.iter().filter(move |row| row.2 == cancelled);
         let lost: Vec<JobId> = of(false).map(|row| row.0).collect();
         let freed = free(store, broker, relay, &lost).await?;

@@ -13,6 +13,7 @@ pub mod enqueue;
 pub mod entity;
 mod error;
 pub mod finish;
+pub mod grace;
 pub mod held;
 pub mod marks;
 pub mod migrate;
@@ -74,6 +75,7 @@ pub struct Store {
     /// Whether the schema is known to be there. Before that nothing is asked of it, so that a service that starts before
     /// its database says `unavailable` and not that a table is missing.
     migrated: Arc<AtomicBool>,
+    reach: grace::Reach,
 }
 
 impl Store {
@@ -123,6 +125,7 @@ impl Store {
             options,
             doubt,
             migrated: Arc::default(),
+            reach: grace::Reach::default(),
         })
     }
 
@@ -157,6 +160,11 @@ impl Store {
     /// The pool of reads, for handlers that have tables of their own.
     pub fn reads(&self) -> &PgPool {
         self.reads.pool()
+    }
+
+    /// Whether signs of life of runs outside can arrive.
+    pub fn reach(&self) -> &grace::Reach {
+        &self.reach
     }
 
     /// How to connect, for parts that need a connection of their own.
@@ -227,14 +235,26 @@ impl Store {
     where
         T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
     {
-        let until = tokio::time::Instant::now() + limit;
-        let failed = |e| Error::of(context, e);
-        let too_late = |_| Error::Unavailable { context, source: None };
-        let mut taken = tokio::time::timeout_at(until, connections.take()).await.map_err(too_late)?.map_err(failed)?;
+        let asked = std::time::Instant::now();
+        let until = tokio::time::Instant::from_std(asked) + limit;
+        let failed = |e| {
+            let error = Error::of(context, e);
+            if error.is_transient() {
+                self.reach.lose();
+            }
+            error
+        };
+        let too_late = || {
+            self.reach.lose();
+            Error::Unavailable { context, source: None }
+        };
+        let taken = tokio::time::timeout_at(until, connections.take()).await;
+        let mut taken = taken.map_err(|_| too_late())?.map_err(failed)?;
         let run = query.fetch_all(taken.get().map_err(failed)?);
         match tokio::time::timeout_at(until, tokio::time::timeout(STATEMENT, run)).await {
             Ok(Ok(Ok(rows))) => {
                 taken.give_back();
+                self.reach.note_answer(asked);
                 Ok(rows)
             }
             Ok(Ok(Err(e))) => {
@@ -244,11 +264,11 @@ impl Store {
                 } else {
                     self.doubt.raise();
                 }
-                Err(Error::of(context, e))
+                Err(failed(e))
             }
             Ok(Err(_)) | Err(_) => {
                 self.doubt.raise();
-                Err(Error::Unavailable { context, source: None })
+                Err(too_late())
             }
         }
     }

@@ -20,7 +20,7 @@ pub const SLICE: i64 = 1000;
 const LOST: &str = r#"
 SELECT j.id, j.type, j.run, j.attempt, j.max_attempts, j.worker_id
 FROM jobs j LEFT JOIN workers w ON w.id = j.worker_id
-WHERE j.id = ANY($1) AND j.status = 'processing'
+WHERE j.id = ANY($1) AND j.status = 'processing' AND (j.lease_until IS NULL OR $2)
   AND coalesce(j.lease_until, w.expires_at, '-infinity') < clock_timestamp()"#;
 
 const HELD_BY_DEAD: &str = r#"
@@ -68,7 +68,8 @@ impl Store {
     pub async fn release_lost(&self, ids: &[Uuid], wake_up: WakeUp) -> Result<Vec<Freed>, Error> {
         let expired = "AND coalesce(j.lease_until, w.expires_at, '-infinity') < clock_timestamp()";
         let find = faults::statement(Mutant::LeaseIgnored, LOST, expired, "");
-        let lost: Vec<LostRun> = self.hot_all("find lost runs", sqlx::query_as(find).bind(ids)).await?;
+        let find = sqlx::query_as(find).bind(ids).bind(self.may_end_outside());
+        let lost: Vec<LostRun> = self.hot_all("find lost runs", find).await?;
         let message = |row: &LostRun| format!("the worker {} vanished during attempt {}", row.worker_id, row.attempt);
         self.end_lost(lost, message, wake_up).await
     }

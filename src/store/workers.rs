@@ -13,9 +13,9 @@ use super::{Error, Store};
 /// # Errors
 /// As for every statement; try again at once, the lease is running out.
 pub async fn heartbeat(connection: &mut PgConnection, worker_id: &str, lease: Duration) -> Result<(), Error> {
-    let beat = "INSERT INTO workers (id, expires_at)
-                VALUES ($1, clock_timestamp() + $2 * interval '1 millisecond')
-                ON CONFLICT (id) DO UPDATE SET expires_at = excluded.expires_at";
+    let beat = "INSERT INTO workers (id, expires_at, beat_at)
+                VALUES ($1, clock_timestamp() + $2 * interval '1 millisecond', clock_timestamp())
+                ON CONFLICT (id) DO UPDATE SET expires_at = excluded.expires_at, beat_at = excluded.beat_at";
     let run = sqlx::query(beat).bind(worker_id).bind(lease.as_millis() as i64).execute(connection);
     run.await.map(|_| ()).map_err(|e| Error::of("heartbeat", e))
 }

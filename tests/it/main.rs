@@ -33,6 +33,7 @@ mod examples;
 mod failover;
 mod files;
 mod foreign;
+mod grace;
 mod guarantees;
 mod harness;
 mod health;

@@ -22,14 +22,14 @@ use crate::{
 
 /// Who is asked by a client: a process of its own, by the two ways into it.
 #[derive(Clone)]
-struct Caller {
+pub struct Caller {
     nats: async_nats::Client,
     prefix: String,
     http: String,
 }
 
 impl Caller {
-    async fn of(place: &Place, program: &Program) -> Self {
+    pub async fn of(place: &Place, program: &Program) -> Self {
         let line = program.logged("HTTP answers").await;
         let http = line.rsplit("address=").next().unwrap().trim().to_owned();
         let nats = async_nats::connect(&place.config.nats.url).await.unwrap();
@@ -40,19 +40,24 @@ impl Caller {
         format!("{}.{rest}", self.prefix)
     }
 
-    async fn ask(&self, verb: &str, body: Value) -> Answer {
+    /// `None`: there was no answer.
+    pub async fn try_ask(&self, verb: &str, body: Value) -> Option<Answer> {
         let request = async_nats::Request::new().payload(body.to_string().into()).timeout(Some(PATIENCE));
-        let message = self.nats.send_request(self.subject(verb), request).await.unwrap();
-        Answer { body: serde_json::from_slice(&message.payload).unwrap(), headers: message.headers }
+        let message = self.nats.send_request(self.subject(verb), request).await.ok()?;
+        Some(Answer { body: serde_json::from_slice(&message.payload).unwrap(), headers: message.headers })
     }
 
-    async fn call(&self, verb: &str, body: Value) -> Value {
+    async fn ask(&self, verb: &str, body: Value) -> Answer {
+        self.try_ask(verb, body).await.unwrap_or_else(|| panic!("no answer to {verb}"))
+    }
+
+    pub async fn call(&self, verb: &str, body: Value) -> Value {
         let answer = self.ask(verb, body).await;
         assert_eq!(answer.code(), None, "{verb}: {}", answer.body);
         answer.body
     }
 
-    async fn enqueue(&self, job: Value) -> String {
+    pub async fn enqueue(&self, job: Value) -> String {
         self.call("enqueue", job).await["jobId"].as_str().unwrap().to_owned()
     }
 
@@ -67,24 +72,24 @@ impl Caller {
     }
 
     /// Registers a type that programs fetch, and one that is asked over NATS.
-    async fn register(&self) {
+    pub async fn register(&self) {
         for (name, handler) in [("fetched", "pull"), ("called", "nats")] {
             self.call("registerType", json!({"type": name, "handler": handler, "timeout": "10m"})).await;
         }
     }
 
-    async fn handler(&self) -> Handler {
+    pub async fn handler(&self) -> Handler {
         let requests = self.nats.queue_subscribe(self.subject("handlers.called"), "workers".into()).await.unwrap();
         self.nats.flush().await.unwrap();
         Handler { nats: self.nats.clone(), requests }
     }
 
-    async fn called(&self) -> String {
+    pub async fn called(&self) -> String {
         self.enqueue(json!({"type": "called", "payload": {}, "maxAttempts": 1})).await
     }
 
     /// Enqueues a job and fetches it.
-    async fn fetched(&self, lease_ms: u64) -> Value {
+    pub async fn fetched(&self, lease_ms: u64) -> Value {
         let id = self.enqueue(json!({"type": "fetched", "payload": {}, "maxAttempts": 1})).await;
         let job = self.call("work.fetch", fetch(lease_ms)).await["jobs"][0].clone();
         assert_eq!(job["id"], json!(id));
@@ -92,26 +97,26 @@ impl Caller {
     }
 }
 
-fn fetch(lease_ms: u64) -> Value {
+pub fn fetch(lease_ms: u64) -> Value {
     json!({"types": ["fetched"], "waitMs": 30_000, "workerId": "w", "leaseMs": lease_ms})
 }
 
-fn run_of(job: &Value) -> Value {
+pub fn run_of(job: &Value) -> Value {
     json!({"jobId": job["id"], "run": job["run"]})
 }
 
 /// Who does the work of the type `called`.
-struct Handler {
+pub struct Handler {
     nats: async_nats::Client,
     requests: Subscriber,
 }
 
 impl Handler {
-    async fn next(&mut self) -> Message {
+    pub async fn next(&mut self) -> Message {
         tokio::time::timeout(PATIENCE, self.requests.next()).await.expect("no request in time").unwrap()
     }
 
-    async fn reply(&self, request: Message, headers: &[(&str, &str)], body: &'static str) {
+    pub async fn reply(&self, request: Message, headers: &[(&str, &str)], body: &'static str) {
         let mut map = async_nats::HeaderMap::new();
         headers.iter().for_each(|(name, value)| map.insert(*name, *value));
         self.nats.publish_with_headers(request.reply.unwrap(), map, body.into()).await.unwrap();
