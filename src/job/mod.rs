@@ -4,6 +4,7 @@
 //! `store`'s SQL mirror `state`, and a model test holds the two together.
 
 pub mod backoff;
+pub mod content;
 mod ends;
 pub mod integer;
 pub mod json;

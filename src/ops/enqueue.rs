@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     config::TIMEOUT_RANGE,
-    job::{Priority, Status, Trace, json, model::JobId},
+    job::{Priority, Status, Trace, content::Asked, json, model::JobId},
     store::enqueue::{Due, Enqueued, Key, NewJob},
 };
 
@@ -155,7 +155,21 @@ impl Ops {
             max_attempts,
             timeout: job.timeout,
             due: job.due,
-            key: key.map(|text| Key { content_hash: content_hash(&request, handler.job_type.as_str()), text }),
+            key: key.map(|text| {
+                let job_type = handler.job_type.as_str();
+                let asked = Asked {
+                    job_type,
+                    payload: request.payload.get(),
+                    priority: job.priority.get(),
+                    max_attempts: job.max_attempts,
+                    delay: request.delay.map(|span| span.0),
+                    run_at: job.run_at,
+                    tags: request.tags.as_deref().unwrap_or_default(),
+                    timeout: job.timeout,
+                };
+                let (value_hash, content_hash) = (asked.hash(), older_hash(&request, job_type));
+                Key { text, content_hash, value_hash, max_attempts: job.max_attempts }
+            }),
             tags: request.tags.unwrap_or_default(),
             payload: request.payload,
             trace: options.traceparent.and_then(Trace::parse),
@@ -172,6 +186,8 @@ struct Parts {
     max_attempts: Option<u16>,
     timeout: Option<Duration>,
     due: Due,
+    /// As it was asked for.
+    run_at: Option<DateTime<Utc>>,
     key: Option<String>,
 }
 
@@ -191,6 +207,7 @@ fn parts(request: &EnqueueRequest, options: EnqueueOptions<'_>, faults: &mut Vec
     if timeout.is_some_and(|t| !TIMEOUT_RANGE.contains(&t)) {
         fault("/timeout", "must be 100ms to 24h".into());
     }
+    let mut run_at = None;
     let due = match (request.delay, &request.run_at) {
         (Some(_), Some(_)) => {
             fault("/runAt", "give either delay or runAt, not both".into());
@@ -202,7 +219,7 @@ fn parts(request: &EnqueueRequest, options: EnqueueOptions<'_>, faults: &mut Vec
         }
         (Some(span), None) if span.0.is_zero() => Due::Now,
         (Some(span), None) => Due::In(span.0),
-        (None, Some(text)) => match DateTime::parse_from_rfc3339(text) {
+        (None, Some(text)) => match DateTime::parse_from_rfc3339(text).inspect(|at| run_at = Some(at.to_utc())) {
             Ok(at) if at.to_utc() > Utc::now() + MAX_AHEAD => {
                 fault("/runAt", "must be at most 10 years ahead".into());
                 Due::Now
@@ -240,11 +257,12 @@ fn parts(request: &EnqueueRequest, options: EnqueueOptions<'_>, faults: &mut Vec
             fault(&format!("/tags/{i}"), format!("must have 1 to {MAX_TAG_CHARS} characters"));
         }
     }
-    Parts { priority, max_attempts, timeout, due, key }
+    Parts { priority, max_attempts, timeout, due, run_at, key }
 }
 
-/// Hash of what was asked, the same for every spelling of it: object keys in order, no white space.
-fn content_hash(request: &EnqueueRequest, job_type: &str) -> [u8; 32] {
+/// Hash of what was asked by the formula of versions before 0015 of the migrations, which may run beside this one: object keys in order, no white
+/// space, numbers and times as they are spelled.
+fn older_hash(request: &EnqueueRequest, job_type: &str) -> [u8; 32] {
     let payload = canonical(&request.payload);
     let rest = serde_json::json!([
         job_type,
@@ -278,6 +296,7 @@ fn reply(id: JobId, outcome: Enqueued) -> Result<EnqueueReply, ApiError> {
     match outcome {
         Enqueued::Accepted => Ok(EnqueueReply { job_id: id, status: Status::Pending, duplicate: false }),
         Enqueued::Duplicate { id, status } => Ok(EnqueueReply { job_id: id, status, duplicate: true }),
+        Enqueued::Held => Err(ApiError::unavailable("a transaction that has not ended holds this idempotency key")),
         Enqueued::Conflict { id } => Err(ApiError::new(
             Code::IdempotencyConflict,
             format!("the key belongs to job {id}, which was asked for with other content; use a new key"),

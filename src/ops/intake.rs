@@ -42,12 +42,22 @@ const PATIENCE: Duration = Duration::from_millis(600);
 /// Batches that are written or whose wake-ups are on their way to the broker; those of further ones are the relay's at once.
 const PUBLISHING: usize = 64;
 
-type Outcomes = Vec<Result<Enqueued, ApiError>>;
+/// How long a key may be held by somebody's transaction before whoever else wants it is told to come again.
+const HELD: Duration = Duration::from_millis(600);
+/// Pauses between two looks at such a key. Most are held by another replica, for the length of a commit.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+const LOOK_AGAIN_MOST: Duration = Duration::from_millis(100);
+
+type Outcome = Result<Enqueued, ApiError>;
+/// What became of a batch, and the jobs that have to come again.
+type Outcomes = (Vec<Outcome>, Vec<NewJob>);
 
 /// The way in for new jobs.
 #[derive(Clone)]
 pub(crate) struct Intake {
-    batcher: Batcher<Vec<NewJob>, Outcomes>,
+    plain: Batcher<Vec<NewJob>, Outcomes>,
+    /// Those with keys have statements of their own: what has to be looked up for a few of them is not for the others to wait for.
+    keyed: Batcher<Vec<NewJob>, Outcomes>,
     budget: Budget,
 }
 
@@ -78,28 +88,65 @@ impl Intake {
             tasks: tasks.clone(),
         });
         let size = Size { weight: BATCH, lanes: 2, enough: ENOUGH, waiting: config.limits.intake };
-        let batcher = Batcher::start("intake", size, Vec::len, tasks, move |groups| {
+        let start = |name| {
             let lane = lane.clone();
-            async move { lane.carry_out(groups).await }
-        });
-        Self { batcher, budget: Budget::new(config.limits.intake, WAITING_BYTES) }
+            Batcher::start(name, size, Vec::len, tasks, move |groups| {
+                let lane = lane.clone();
+                async move { lane.carry_out(groups).await }
+            })
+        };
+        Self {
+            plain: start("intake"),
+            keyed: start("intake-of-keys"),
+            budget: Budget::new(config.limits.intake, WAITING_BYTES),
+        }
     }
 
     /// Commits jobs; the answers come in their order.
     ///
     /// # Errors
     /// `overloaded` at once when too much waits already.
-    pub async fn submit(&self, jobs: Vec<NewJob>) -> Result<Outcomes, ApiError> {
+    pub async fn submit(&self, jobs: Vec<NewJob>) -> Result<Vec<Outcome>, ApiError> {
         let bytes = jobs.iter().map(|job| job.payload.get().len() + 512).sum();
         let Some(_share) = self.budget.try_take(jobs.len(), bytes) else {
             return Err(ApiError::overloaded("more jobs wait to be written than limits.intake allows"));
         };
         // Batches ahead of this one may use up a limit of their own each, so the caller's is kept here. What has not begun
         // by then never will; what has may still be written, which is why callers are told to use a key.
-        match tokio::time::timeout(ANSWER, self.batcher.submit(jobs)).await {
-            Ok(outcomes) => Ok(outcomes?),
+        match tokio::time::timeout(ANSWER, self.write(jobs)).await {
+            Ok(outcomes) => outcomes,
             Err(_) => Err(ApiError::unavailable("the database can't be reached or is too slow")),
         }
+    }
+
+    async fn write(&self, jobs: Vec<NewJob>) -> Result<Vec<Outcome>, ApiError> {
+        match jobs.iter().filter(|job| job.key.is_some()).count() {
+            0 => return Ok(self.plain.submit(jobs).await?.0),
+            n if n == jobs.len() => return self.write_keyed(jobs).await,
+            _ => {}
+        }
+        let is_keyed: Vec<bool> = jobs.iter().map(|job| job.key.is_some()).collect();
+        let (keyed, plain) = jobs.into_iter().partition(|job| job.key.is_some());
+        let (keyed, plain) = tokio::join!(self.write_keyed(keyed), self.plain.submit(plain));
+        let (mut keyed, mut plain) = (keyed?.into_iter(), plain?.0.into_iter());
+        let lost = || Err(ApiError::unavailable("the intake gave no answer"));
+        let next = |is_keyed| if is_keyed { keyed.next() } else { plain.next() }.unwrap_or_else(lost);
+        Ok(is_keyed.into_iter().map(next).collect())
+    }
+
+    /// Those whose keys are held come again for a while, outside of the lane, which is for the others.
+    async fn write_keyed(&self, jobs: Vec<NewJob>) -> Result<Vec<Outcome>, ApiError> {
+        let (until, mut pause) = (Instant::now() + HELD, LOOK_AGAIN);
+        let (mut outcomes, mut held) = self.keyed.submit(jobs).await?;
+        while !held.is_empty() && Instant::now() < until {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LOOK_AGAIN_MOST);
+            let (said, still) = self.keyed.submit(held).await?;
+            let open = outcomes.iter_mut().filter(|outcome| matches!(outcome, Ok(Enqueued::Held)));
+            open.zip(said).for_each(|(outcome, said)| *outcome = said);
+            held = still;
+        }
+        Ok(outcomes)
     }
 }
 
@@ -130,8 +177,14 @@ impl Lane {
     async fn carry_out(self: &Arc<Self>, groups: Vec<Vec<NewJob>>) -> Vec<Outcomes> {
         let sizes: Vec<usize> = groups.iter().map(Vec::len).collect();
         let jobs: Vec<NewJob> = groups.into_iter().flatten().collect();
-        let mut outcomes = self.commit(jobs, Instant::now()).await.into_iter();
-        sizes.into_iter().map(|n| outcomes.by_ref().take(n).collect()).collect()
+        let (outcomes, held) = self.commit(jobs, Instant::now()).await;
+        let (mut outcomes, mut held) = (outcomes.into_iter(), held.into_iter());
+        let group = |n| {
+            let outcomes: Vec<Outcome> = outcomes.by_ref().take(n).collect();
+            let n = outcomes.iter().filter(|outcome| matches!(outcome, Ok(Enqueued::Held))).count();
+            (outcomes, held.by_ref().take(n).collect())
+        };
+        sizes.into_iter().map(group).collect()
     }
 
     async fn commit(self: &Arc<Self>, mut jobs: Vec<NewJob>, since: Instant) -> Outcomes {
@@ -143,8 +196,10 @@ impl Lane {
                 Ok(batch) => {
                     crash_point("after_enqueue_commit");
                     let outcomes = batch.outcomes.iter().cloned().map(Ok).collect();
+                    let held = jobs.iter().zip(&batch.outcomes).filter(|(_, outcome)| **outcome == Enqueued::Held);
+                    let held = held.map(|(job, _)| job.clone()).collect();
                     self.announce(jobs, batch, starts, turn);
-                    return outcomes;
+                    return (outcomes, held);
                 }
                 // The ids are ours, so a repetition can't write a job twice, even if only the answer was lost.
                 Err(e) if e.is_transient() && since.elapsed() < PATIENCE => {
@@ -155,22 +210,24 @@ impl Lane {
                 Err(Error::Rejected { .. }) if jobs.len() > 1 => {
                     drop((starts, turn));
                     let right = jobs.split_off(jobs.len() / 2);
-                    let mut outcomes = Box::pin(self.commit(jobs, since)).await;
-                    outcomes.extend(Box::pin(self.commit(right, since)).await);
-                    return outcomes;
+                    let (mut outcomes, mut held) = Box::pin(self.commit(jobs, since)).await;
+                    let (more, more_held) = Box::pin(self.commit(right, since)).await;
+                    outcomes.extend(more);
+                    held.extend(more_held);
+                    return (outcomes, held);
                 }
                 Err(Error::Rejected { source, .. }) => {
                     tracing::warn!("the database refused a job: {source}");
                     let refusal = ApiError::new(Code::InvalidPayload, "the database can't store this payload");
-                    return vec![Err(refusal)];
+                    return (vec![Err(refusal)], Vec::new());
                 }
                 Err(_) if faults::has(Mutant::AnswerBeforeCommit) => {
-                    return jobs.iter().map(|_| Ok(Enqueued::Accepted)).collect();
+                    return (jobs.iter().map(|_| Ok(Enqueued::Accepted)).collect(), Vec::new());
                 }
                 Err(e) => {
                     starts.give_up();
                     let error = ApiError::from(e);
-                    return jobs.iter().map(|_| Err(error.clone())).collect();
+                    return (jobs.iter().map(|_| Err(error.clone())).collect(), Vec::new());
                 }
             }
         }

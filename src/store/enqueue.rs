@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::{Error, Store, types::is_not_paused};
+use super::{Error, Store, keys::ROUNDS, types::is_not_paused};
 use crate::faults::{self, Mutant};
 use crate::job::{JobType, Lane, Priority, Status, Trace, model::JobId};
 
@@ -38,11 +38,16 @@ pub enum Due {
     At(DateTime<Utc>),
 }
 
-/// An idempotency key and the hash of what was asked with it.
+/// An idempotency key and what was asked for with it.
 #[derive(Clone, Debug)]
 pub struct Key {
     pub text: String,
+    /// By the formula of versions that know no other, so that they can compare.
     pub content_hash: [u8; 32],
+    /// As [`crate::job::content`] hashes it.
+    pub value_hash: [u8; 32],
+    /// As it was asked for; `None`: what the type says.
+    pub max_attempts: Option<u16>,
 }
 
 /// What became of one new job.
@@ -58,6 +63,8 @@ pub enum Enqueued {
     Conflict {
         id: JobId,
     },
+    /// A transaction that has not ended holds the key: nothing was written.
+    Held,
 }
 
 /// Jobs of a batch that start at once: they are written as the first runs of a worker. See docs/adr/0024.
@@ -168,12 +175,22 @@ const INSERT_PLAIN: &str = insert!(keyed: "", wanted: "", later: "");
 /// As that, where some start at once.
 const INSERT_STARTING: &str = insert!(keyed: "", wanted: "", later: "", starting);
 
+/// `$18`: which of the jobs to leave out, since their keys are held. A key is waited for a few milliseconds at most: whoever
+/// has written it may not have ended his transaction, and all that is in the statement would wait with it. A type that finds the key with another
+/// type has a row beside it; see migrations/0015_keys.sql.
 const INSERT: &str = insert!(
     keyed: r#", keyed AS (
     -- In the order of the keys, so that two batches can't wait for each other; the first of equal keys wins.
-    INSERT INTO job_keys (key, job_id, content_hash)
-    SELECT DISTINCT ON (key) key, id, hash FROM batch WHERE key IS NOT NULL ORDER BY key, place
-    ON CONFLICT (key) DO NOTHING
+    INSERT INTO job_keys (key, job_id, content_hash, type, name, value_hash, hash_version)
+    SELECT DISTINCT ON (b.key, b.type)
+           CASE WHEN EXISTS (SELECT FROM job_keys k WHERE k.key = b.key AND k.type <> b.type)
+                THEN chr(2) || type || chr(2) || key ELSE key END,
+           id, substr(hash, 1, 32), type, key, substr(hash, 33), 2
+    FROM batch AS b
+    WHERE key IS NOT NULL AND NOT coalesce(($18::bool[])[place], false)
+      AND set_config('lock_timeout', '5ms', true) IS NOT NULL
+    ORDER BY b.key, b.type, b.place
+    ON CONFLICT DO NOTHING
     RETURNING job_id
 )"#,
     wanted: r#"WHERE key IS NULL OR id IN (SELECT job_id FROM keyed)
@@ -185,11 +202,8 @@ const INSERT: &str = insert!(
     starting
 );
 
-const KEYS: &str = r#"
-SELECT k.key, k.job_id, k.content_hash, (SELECT status FROM all_jobs j WHERE j.id = k.job_id) AS status
-FROM job_keys k WHERE k.key = ANY($1)"#;
-
-type KeyRow = (String, Uuid, Vec<u8>, Option<String>);
+/// lock_not_available
+const LOCKED: &str = "55P03";
 
 impl Store {
     /// Writes a batch. Repeating it with the same ids is harmless: rows that are there already count as accepted.
@@ -205,13 +219,35 @@ impl Store {
         publish_grace: Duration,
         start: Option<&Start<'_>>,
     ) -> Result<Batch, Error> {
+        self.enqueue_in(jobs, publish_grace, start, ROUNDS).await
+    }
+
+    /// As [`Store::enqueue`]; `rounds`: how often what is not clear yet is looked at again.
+    pub(super) async fn enqueue_in(
+        &self,
+        jobs: &[NewJob],
+        publish_grace: Duration,
+        start: Option<&Start<'_>>,
+        rounds: u8,
+    ) -> Result<Batch, Error> {
         let outbox_id = Uuid::now_v7();
-        let inserted = self.insert(jobs, outbox_id, publish_grace, start).await?;
+        let (inserted, held) = match self.insert(jobs, outbox_id, publish_grace, start, &[]).await {
+            Err(e) if e.code().as_deref() == Some(LOCKED) => {
+                let held = self.held_keys(jobs).await?;
+                // Else it was a lock of a table, which passes.
+                if !held.contains(&true) {
+                    return Err(e);
+                }
+                (self.insert(jobs, outbox_id, publish_grace, start, &held).await?, held)
+            }
+            inserted => (inserted?, Vec::new()),
+        };
         let mut batch =
             Batch { outcomes: vec![Enqueued::Accepted; jobs.len()], outbox_id, due: Vec::new(), started: Vec::new() };
         let mut missing = Vec::new();
         for (place, job) in jobs.iter().enumerate() {
             match inserted.get(&job.id) {
+                None if held.get(place) == Some(&true) => batch.outcomes[place] = Enqueued::Held,
                 None => missing.push(place),
                 Some((at, _, true)) => batch.started.push(Started { place, at: *at }),
                 Some((_, true, false)) => batch.due.push(place),
@@ -219,7 +255,7 @@ impl Store {
             }
         }
         if !missing.is_empty() {
-            self.explain_missing(jobs, &missing, publish_grace, &mut batch.outcomes).await?;
+            self.explain_missing(jobs, &missing, publish_grace, rounds, &mut batch.outcomes).await?;
         }
         Ok(batch)
     }
@@ -230,10 +266,11 @@ impl Store {
         outbox_id: Uuid,
         publish_grace: Duration,
         start: Option<&Start<'_>>,
+        held: &[bool],
     ) -> Result<HashMap<JobId, Inserted>, Error> {
         if jobs.iter().all(|job| job.key.is_none() && matches!(job.due, Due::Now)) {
             let insert = if start.is_some() { INSERT_STARTING } else { INSERT_PLAIN };
-            match self.insert_by(insert, jobs, outbox_id, publish_grace, start).await {
+            match self.insert_by(insert, jobs, outbox_id, publish_grace, start, None).await {
                 // An earlier try has written them, and its answer got lost.
                 Err(Error::Rejected { source, .. }) if is_taken(&source) => {}
                 inserted => return inserted,
@@ -242,7 +279,7 @@ impl Store {
         let decided = "key IS NULL OR id IN (SELECT job_id FROM keyed)";
         let looked_up = "key IS NULL OR NOT EXISTS (SELECT FROM job_keys k WHERE k.key = batch.key)";
         let insert = faults::statement(Mutant::KeyBySelect, INSERT, decided, looked_up);
-        self.insert_by(insert, jobs, outbox_id, publish_grace, start).await
+        self.insert_by(insert, jobs, outbox_id, publish_grace, start, Some(held)).await
     }
 
     async fn insert_by(
@@ -252,6 +289,7 @@ impl Store {
         outbox_id: Uuid,
         publish_grace: Duration,
         start: Option<&Start<'_>>,
+        held: Option<&[bool]>,
     ) -> Result<HashMap<JobId, Inserted>, Error> {
         let micros = |d: Duration| i64::try_from(d.as_micros()).unwrap_or(i64::MAX);
         let (delays, times): (Vec<_>, Vec<_>) = jobs
@@ -274,7 +312,7 @@ impl Store {
             .bind(times)
             .bind(jobs.iter().map(tags).collect::<Vec<_>>())
             .bind(jobs.iter().map(|j| j.key.as_ref().map(|k| k.text.as_str())).collect::<Vec<_>>())
-            .bind(jobs.iter().map(|j| j.key.as_ref().map(|k| k.content_hash.as_slice())).collect::<Vec<_>>())
+            .bind(jobs.iter().map(|j| j.key.as_ref().map(Key::hashes)).collect::<Vec<_>>())
             .bind(outbox_id)
             .bind(publish_grace.as_millis() as i64)
             .bind(jobs.iter().map(|j| j.trace.map(|trace| trace.to_string())).collect::<Vec<_>>());
@@ -284,50 +322,24 @@ impl Store {
                 .bind(start.map(|start| start.worker_id))
                 .bind(start.map(|start| start.claim));
         }
+        if let Some(held) = held {
+            query = query.bind(held);
+        }
         let rows: Vec<(Uuid, DateTime<Utc>, bool, bool)> = self.hot_all("enqueue", query).await?;
         Ok(rows.into_iter().map(|(id, run_at, due, started)| (id, (run_at, due, started))).collect())
-    }
-
-    /// A job that was not inserted has a key that is taken, or was written by an earlier try whose answer got lost.
-    async fn explain_missing(
-        &self,
-        jobs: &[NewJob],
-        missing: &[usize],
-        publish_grace: Duration,
-        outcomes: &mut [Enqueued],
-    ) -> Result<(), Error> {
-        let keys: Vec<&str> = missing.iter().filter_map(|i| jobs[*i].key.as_ref()).map(|k| k.text.as_str()).collect();
-        let rows: Vec<KeyRow> = self.hot_all("look up idempotency keys", sqlx::query_as(KEYS).bind(keys)).await?;
-        let taken: HashMap<&str, &KeyRow> = rows.iter().map(|row| (row.0.as_str(), row)).collect();
-        for &i in missing {
-            let Some(key) = &jobs[i].key else { continue };
-            outcomes[i] = match taken.get(key.text.as_str()) {
-                Some((_, id, ..)) if *id == jobs[i].id => Enqueued::Accepted,
-                // The job that the key named is past its retention, so the key is free again, whatever was asked for with it.
-                Some((_, id, _, None)) => {
-                    self.free_key(&key.text, *id).await?;
-                    Box::pin(self.enqueue(&jobs[i..=i], publish_grace, None)).await?.outcomes.remove(0)
-                }
-                Some((_, id, hash, _)) if hash[..] != key.content_hash[..] => Enqueued::Conflict { id: *id },
-                Some((_, id, _, Some(status))) => {
-                    Enqueued::Duplicate { id: *id, status: status.parse().unwrap_or(Status::Pending) }
-                }
-                None => Box::pin(self.enqueue(&jobs[i..=i], publish_grace, None)).await?.outcomes.remove(0),
-            };
-        }
-        Ok(())
-    }
-
-    async fn free_key(&self, key: &str, job_id: Uuid) -> Result<(), Error> {
-        let free = "DELETE FROM job_keys k WHERE key = $1 AND job_id = $2
-                    AND NOT EXISTS (SELECT FROM all_jobs j WHERE j.id = k.job_id) RETURNING job_id";
-        self.hot_all::<(Uuid,)>("free a stale key", sqlx::query_as(free).bind(key).bind(job_id)).await.map(|_| ())
     }
 }
 
 /// Whether a row was refused because its id is there already.
 fn is_taken(refusal: &super::Cause) -> bool {
     refusal.as_database_error().is_some_and(|e| e.is_unique_violation())
+}
+
+impl Key {
+    /// Both, one after the other, as the statement takes them apart.
+    fn hashes(&self) -> Vec<u8> {
+        [self.content_hash, self.value_hash].concat()
+    }
 }
 
 impl NewJob {

@@ -112,6 +112,14 @@ impl Error {
     }
 
     /// Whether the same statement may succeed later.
+    /// What the server said, where it was the server that refused.
+    pub(super) fn code(&self) -> Option<String> {
+        match self {
+            Error::Unavailable { source: Some(source), .. } => source.code(),
+            _ => None,
+        }
+    }
+
     pub fn is_transient(&self) -> bool {
         match self {
             Error::Unavailable { .. } => true,

@@ -15,6 +15,7 @@ mod error;
 pub mod finish;
 pub mod grace;
 pub mod held;
+mod keys;
 pub mod marks;
 pub mod migrate;
 pub mod notes;

@@ -77,7 +77,8 @@ async fn a_job_of_a_type_that_was_paused_meanwhile_does_not_start() {
     let service = place.start().await;
     service.call("pauseType", json!({"type": "probe"})).await;
     let store = place.store().await;
-    for key in [None, Some(Key { text: "one".into(), content_hash: [0; 32] })] {
+    for key in [None, Some(Key { text: "one".into(), content_hash: [0; 32], value_hash: [0; 32], max_attempts: None })]
+    {
         let jobs = [NewJob { key, ..crate::plans::job(0) }];
         let start = Start { worker_id: "somebody", claim: uuid::Uuid::now_v7(), places: vec![true] };
         let batch = store.enqueue(&jobs, Duration::ZERO, Some(&start)).await.unwrap();

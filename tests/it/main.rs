@@ -40,6 +40,7 @@ mod health;
 mod http;
 mod import;
 mod inbox;
+mod keys;
 mod lanes;
 mod leaf;
 mod list;

@@ -36,7 +36,7 @@ pub fn job(n: usize) -> NewJob {
         timeout: None,
         due: Due::Now,
         tags: Vec::new(),
-        key: Some(Key { text: format!("key-{n}"), content_hash: [0; 32] }),
+        key: Some(Key { text: format!("key-{n}"), content_hash: [0; 32], value_hash: [0; 32], max_attempts: None }),
         trace: None,
     }
 }

@@ -13,12 +13,15 @@ use queue_service::config::AllowPrivate;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::{
     books,
     child::Program,
-    harness::{Place, servers, until},
+    harness::{Place, servers, start, until},
+    keys,
     receiver::Receiver,
+    values::known_to_sql,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -161,5 +164,130 @@ async fn a_migration_that_is_killed_in_the_middle_is_made_whole_by_the_next_proc
     let service = place.start().await;
     let id = service.probe(json!({})).await;
     books::all_completed_once(&place, &service, &[id]).await;
+    service.stop().await;
+}
+
+/// As the version before wrote new jobs with keys: row, outbox row, key and count in one statement.
+const OLDER_INSERT: &str = r#"
+WITH batch AS (
+    SELECT b.*, CASE WHEN delay_us IS NOT NULL THEN now() + delay_us * interval '1 microsecond'
+                     ELSE greatest(at, now()) END AS due_at
+    FROM unnest($1::uuid[], $2::text[], $3::text[], $4::int2[], $5::int2[], $6::int8[], $7::int8[],
+                $8::timestamptz[], $9::text[], $10::text[], $11::bytea[], $14::text[])
+         WITH ORDINALITY AS b (id, type, payload, priority, max_attempts, timeout_ms, delay_us, at, tags, key, hash, traceparent, place)
+), keyed AS (
+    INSERT INTO job_keys (key, job_id, content_hash)
+    SELECT DISTINCT ON (key) key, id, hash FROM batch WHERE key IS NOT NULL ORDER BY key, place
+    ON CONFLICT (key) DO NOTHING
+    RETURNING job_id
+), inserted AS (
+    INSERT INTO jobs (id, type, payload, priority, max_attempts, timeout_ms, tags, idempotency_key, run_at, traceparent)
+    SELECT id, type, payload::json, priority, max_attempts, timeout_ms,
+           CASE WHEN tags IS NOT NULL THEN ARRAY(SELECT json_array_elements_text(tags::json)) END, key, due_at, traceparent
+    FROM batch WHERE key IS NULL OR id IN (SELECT job_id FROM keyed)
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id, type, status, priority, run_at, run_at <= now() AS due, status = 'processing' AS started
+), aimed AS (
+    SELECT id, run_at, due,
+           type || CASE sign(priority) WHEN 1 THEN '.high' WHEN 0 THEN '.normal' ELSE '.low' END AS target
+    FROM inserted WHERE NOT started
+), now_due AS (
+    INSERT INTO outbox (id, kind, publish_at, job_ids, targets)
+    SELECT $12, 'wake-up', now() + $13 * interval '1 millisecond', array_agg(id), array_agg(target)
+    FROM aimed WHERE due HAVING count(*) > 0
+), counted AS (
+    INSERT INTO job_count_deltas (type, status, day, n)
+    SELECT type, status, 'epoch', count(*) FROM inserted GROUP BY type, status
+)
+SELECT id FROM inserted"#;
+
+/// How it looked keys up that were taken.
+const OLDER_KEYS: &str = r#"
+SELECT k.key, k.job_id, k.content_hash, (SELECT status FROM all_jobs j WHERE j.id = k.job_id) AS status
+FROM job_keys k WHERE k.key = ANY($1)"#;
+
+/// What a replica of the version before answers: the job's id and whether it was there.
+async fn ask_older(database: &PgPool, job_type: &str, payload: &str, key: &str) -> Result<(String, bool), String> {
+    let [hash, _] = keys::older_hashes(database, job_type, payload).await;
+    let nothing: Vec<Option<i64>> = vec![None];
+    let no_text: Vec<Option<String>> = vec![None];
+    let made: Vec<(Uuid,)> = sqlx::query_as(OLDER_INSERT)
+        .bind(vec![Uuid::now_v7()])
+        .bind(vec![job_type])
+        .bind(vec![payload])
+        .bind(vec![0i16])
+        .bind(vec![3i16])
+        .bind(&nothing)
+        .bind(&nothing)
+        .bind(vec![None::<chrono::DateTime<chrono::Utc>>])
+        .bind(&no_text)
+        .bind(vec![key])
+        .bind(vec![hash.as_slice()])
+        .bind(Uuid::now_v7())
+        .bind(0i64)
+        .bind(&no_text)
+        .fetch_all(database)
+        .await
+        .unwrap();
+    if let [(id,)] = made[..] {
+        return Ok((id.to_string(), false));
+    }
+    let rows: Vec<(String, Uuid, Vec<u8>, Option<String>)> =
+        sqlx::query_as(OLDER_KEYS).bind(vec![key]).fetch_all(database).await.unwrap();
+    match &rows[..] {
+        [(_, id, theirs, Some(_))] if *theirs == hash => Ok((id.to_string(), true)),
+        [(_, id, _, Some(_))] => Err(id.to_string()),
+        other => panic!("it would ask for ever: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_one_job_between_replicas_of_two_versions_and_sql() {
+    const PAYLOAD: &str = r#"{"note":"a","sleepMs":1}"#;
+    let (place, service) = start().await;
+    let database = known_to_sql(&place, &["probe"]).await;
+    let newer = async |key: &str| {
+        let payload: Value = serde_json::from_str(PAYLOAD).unwrap();
+        let request = json!({"type": "probe", "payload": payload, "idempotencyKey": key});
+        let said = service.call("enqueue", request).await;
+        said["jobId"].as_str().unwrap().to_owned()
+    };
+    let by_sql = async |key: &str| {
+        let ask = "SELECT queue.enqueue('probe', '{\"sleepMs\": 1.0, \"note\": \"a\"}', idempotency_key => $1)";
+        sqlx::query_scalar::<_, Uuid>(ask).bind(key).fetch_one(&database).await.unwrap().to_string()
+    };
+    let mut ids = Vec::new();
+    for (n, first) in ["older", "newer"].into_iter().enumerate() {
+        let key = format!("deploy-{n}");
+        let id = match first {
+            "older" => ask_older(&database, "probe", PAYLOAD, &key).await.unwrap().0,
+            _ => newer(&key).await,
+        };
+        for _ in 0..2 {
+            assert_eq!(ask_older(&database, "probe", PAYLOAD, &key).await, Ok((id.clone(), true)));
+            assert_eq!((newer(&key).await, by_sql(&key).await), (id.clone(), id.clone()), "{first} was the first");
+        }
+        ids.push(id);
+    }
+    // One that SQL has made is one job for both, too: the version before answers a conflict, as it always did.
+    let id = by_sql("deploy-sql").await;
+    assert_eq!(newer("deploy-sql").await, id);
+    assert_eq!(ask_older(&database, "probe", PAYLOAD, "deploy-sql").await, Err(id.clone()));
+    ids.push(id);
+    // All at once, and many of them.
+    let race = (0..30).map(async |n| {
+        let key = format!("race-{}", n % 10);
+        match n / 10 {
+            0 => ask_older(&database, "probe", PAYLOAD, &key).await.map_or_else(|id| id, |(id, _)| id),
+            1 => newer(&key).await,
+            _ => by_sql(&key).await,
+        }
+    });
+    let made = futures_util::future::join_all(race).await;
+    for n in 0..10 {
+        assert!(made[n] == made[n + 10] && made[n] == made[n + 20], "race-{n}");
+        ids.push(made[n].clone());
+    }
+    books::all_completed_once(&place, &service, &ids).await;
     service.stop().await;
 }

@@ -190,7 +190,7 @@ async fn by_sql(database: &PgPool, job_type: &str, payload: &str) -> String {
     id.to_string()
 }
 
-async fn known_to_sql(place: &Place, types: &[&str]) -> PgPool {
+pub async fn known_to_sql(place: &Place, types: &[&str]) -> PgPool {
     let database = place.database().await;
     until(async || {
         let known = "SELECT count(*) FROM job_types WHERE max_attempts IS NOT NULL AND type = ANY ($1)";
