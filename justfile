@@ -4,7 +4,7 @@ _list:
 
 # Run the service with a private Postgres and NATS
 dev *options:
-    script/server --debug {{options}}
+    script/server {{options}}
 
 # Run all tests
 test *options:
@@ -12,11 +12,13 @@ test *options:
 
 # Run the tests at each change
 test-watch *options:
+    @command -v watchexec >/dev/null || { echo "test-watch needs watchexec: cargo install watchexec-cli" >&2; exit 1; }
     watchexec --clear --restart -- script/test {{options}}
 
-# Show which lines the tests reach
+# Show which share of each module the tests reach
 coverage *options:
-    script/bootstrap --test && PATH="$PWD/.tools/bin:$PATH" cargo llvm-cov --locked {{options}}
+    @command -v cargo-llvm-cov >/dev/null || { echo "coverage needs cargo-llvm-cov: cargo install cargo-llvm-cov" >&2; exit 1; }
+    script/bootstrap --test && PATH="$PWD/.tools/bin:$PATH" cargo llvm-cov --locked --summary-only {{options}}
 
 # Everything that CI asks for
 check:
@@ -48,4 +50,5 @@ chaos minutes="30" seed="1000":
 
 # Build and start it all with Docker
 deploy:
+    [ -e .env ] || echo "QUEUE_HTTP_TOKEN=$(openssl rand -hex 32)" > .env
     docker compose up -d --build

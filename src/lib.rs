@@ -47,4 +47,6 @@ mod pages {
     pub struct Architecture;
     #[doc = include_str!("../docs/rust.md")]
     pub struct Rust;
+    #[doc = include_str!("../examples/README.md")]
+    pub struct Examples;
 }

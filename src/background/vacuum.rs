@@ -1,7 +1,7 @@
 //! Clears what finished jobs leave in the table of live ones, sooner than the database does by itself.
 //!
 //! Its autovacuum looks once a minute, in which a service deletes hundreds of thousands of rows; the first list that comes
-//! upon them has to look at each. See docs/performance.md.
+//! upon them has to look at each. See docs/laboratory.md.
 
 use std::time::Duration;
 

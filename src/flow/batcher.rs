@@ -17,7 +17,7 @@ use crate::supervise::{Name, Tasks};
 
 /// How often all other tasks have their turn, and what the network has brought is read, before a batch begins with what waits: the
 /// callers who were answered last are about to ask again. A lone item waits some microseconds for it, while statements for 20 jobs
-/// became ones for 30 (measured, see docs/performance.md; more turns bring no more).
+/// became ones for 30 (measured, see docs/laboratory.md; more turns bring no more).
 const TURNS: usize = 3;
 
 /// How much goes into one batch.

@@ -30,7 +30,7 @@ use crate::{
 
 /// Jobs in one statement. More lowers the number of commits but makes each caller wait longer.
 const BATCH: usize = 1000;
-/// Jobs that are worth a second statement beside the one under way. See docs/performance.md.
+/// Jobs that are worth a second statement beside the one under way. See docs/laboratory.md.
 const ENOUGH: usize = BATCH / 4;
 /// How long outbox rows that were published gather before they are cleared together.
 const CLEAR: Duration = Duration::from_millis(20);

@@ -36,7 +36,7 @@ struct Claimer {
 }
 
 pub(crate) fn start(deps: &Deps, worker_id: &str, held: &Arc<Held>, doubt: &Arc<Notify>, tasks: &Tasks) -> Claims {
-    // One at a time: two share what waits, and so cost Postgres twice the statements. See docs/performance.md.
+    // One at a time: two share what waits, and so cost Postgres twice the statements. See docs/laboratory.md.
     let size = Size { weight: FULL, lanes: 1, enough: 1, waiting: 4096 };
     let claimer =
         Claimer { deps: deps.clone(), worker_id: worker_id.to_owned(), held: held.clone(), doubt: doubt.clone() };

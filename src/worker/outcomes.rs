@@ -19,7 +19,7 @@ const FULL: usize = 500;
 
 /// `name`: of its task.
 pub(crate) fn start(name: &'static str, store: &Store, tasks: &Tasks) -> Outcomes {
-    // One at a time: two share what waits, and so cost Postgres twice the statements. See docs/performance.md.
+    // One at a time: two share what waits, and so cost Postgres twice the statements. See docs/laboratory.md.
     let size = Size { weight: FULL, lanes: 1, enough: 1, waiting: 4096 };
     let store = store.clone();
     Batcher::start(name, size, weigh, tasks, move |batch: Vec<Settlement>| {

@@ -45,7 +45,7 @@ fn root() -> &'static Path {
 
 fn pages() -> Vec<Page> {
     let mut pages = Vec::new();
-    for folder in ["", "docs", "docs/adr"] {
+    for folder in ["", "docs", "docs/adr", "examples"] {
         for entry in std::fs::read_dir(root().join(folder)).unwrap().flatten() {
             if entry.path().extension().is_some_and(|ext| ext == "md") {
                 let name = entry.path().strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
