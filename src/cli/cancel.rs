@@ -3,8 +3,13 @@
 use clap::Args;
 use serde_json::json;
 
-use super::{args, each, exit::Exit, output::Output};
-use crate::{client::Client, job::model::JobId, ops::Verb};
+use super::{
+    args::{self, Named},
+    each,
+    exit::Exit,
+    output::Output,
+};
+use crate::{client::Client, ops::Verb};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -12,11 +17,11 @@ A job that runs is told to stop; the answer waits briefly for that. A job that i
 
 Examples:
   queue-service cancel 0198c5a4-5d5c-7000-8000-000000000000 --reason 'sent by hand'
-  queue-service list --status scheduled --tag campaign-9 --all --json | jq -r .id | xargs queue-service cancel")]
+  queue-service list --status scheduled --tag campaign-9 --all --json | jq -r .id | queue-service cancel -")]
 pub struct CancelArgs {
-    /// The jobs
-    #[arg(value_name = "ID", required = true, value_parser = args::job_id)]
-    ids: Vec<JobId>,
+    /// The jobs; `-` reads ids from standard input, and does nothing when there are none
+    #[arg(value_name = "ID", required = true, value_parser = args::named_job)]
+    ids: Vec<Named>,
     /// Why, for people; kept with the job
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
@@ -27,5 +32,5 @@ pub async fn run(args: CancelArgs, client: &Client, out: &Output) -> anyhow::Res
         Some(reason) => json!({"jobId": id, "reason": reason}),
         None => json!({"jobId": id}),
     };
-    each::job(Verb::CancelJob, &args.ids, request, client, out).await
+    each::job(Verb::CancelJob, &args::job_ids(&args.ids)?, request, client, out).await
 }

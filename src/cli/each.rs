@@ -43,7 +43,9 @@ pub async fn job(
         }
         let job: Job = read(verb, &answer)?;
         let state = clean(job.state(Utc::now()));
-        out.line(&format!("{}  {}  {}", clean(&job.id), clean(&job.r#type), out.paint(tone(&state), &state)))?;
+        let asked = verb == Verb::CancelJob && job.status == "processing";
+        let told = if asked { "asked to stop" } else { &state };
+        out.line(&format!("{}  {}  {}", clean(&job.id), clean(&job.r#type), out.paint(tone(&state), told)))?;
     }
     Ok(exit)
 }

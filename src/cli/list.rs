@@ -30,7 +30,7 @@ Examples:
   queue-service list --status failed --type send-email
   queue-service list --status scheduled --status retrying --limit 20
   queue-service list --tag order-17 --include payload,errors --json
-  queue-service list --status failed --all --json | jq -r .id | xargs queue-service retry")]
+  queue-service list --status failed --all --json | jq -r .id | queue-service retry -")]
 pub struct ListArgs {
     /// Only jobs of this status; may be repeated: pending, scheduled, retrying, processing, completed, failed, cancelled
     #[arg(long, value_name = "STATUS", value_delimiter = ',')]

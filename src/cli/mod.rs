@@ -85,7 +85,7 @@ pub enum Command {
     Serve(serve::ServeArgs),
     /// Run the service with a private Postgres and NATS, for trying and developing
     Dev(dev::DevArgs),
-    /// Bring the database up to date
+    /// Create or update the tables
     #[command(after_help = migrate::HELP)]
     Migrate,
     /// Hand in a job, or a file full of them
@@ -107,7 +107,7 @@ pub enum Command {
     Stats(stats::StatsArgs),
     /// List job types and their settings
     Types(types::TypesArgs),
-    /// Take jobs of a type, but start none
+    /// Stop starting jobs of a type; new ones are still accepted
     Pause(types::PauseArgs),
     /// Start jobs of a paused type again
     Resume(types::PauseArgs),

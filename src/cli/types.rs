@@ -202,9 +202,9 @@ pub async fn set(verb: Verb, args: PauseArgs, client: &Client, out: &Output) -> 
     let info: TypeInfo = read(verb, &answer)?;
     let name = clean(&info.r#type);
     out.line(&if info.paused {
-        format!("{name} is paused: jobs are taken and wait; `queue-service resume {name}` starts them")
+        format!("{name} is paused: new jobs are accepted and wait; `queue-service resume {name}` starts them")
     } else {
-        format!("{name} is not paused")
+        format!("{name} runs again")
     })?;
     Ok(Exit::Done)
 }

@@ -235,7 +235,10 @@ async fn a_bulk_with_bad_lines_enqueues_the_good_ones_and_names_the_others_by_th
     ]
     .join("\n");
     let said = running.cli_with_input(&["enqueue", "--jsonl", "-"], &lines).await.code(4);
-    assert!(said.out.starts_with("3 jobs enqueued (1 of them had been before), 3 lines refused in "), "{said:#?}");
+    assert!(
+        said.out.starts_with("3 jobs enqueued (1 already existed: same idempotency key), 3 lines refused in "),
+        "{said:#?}"
+    );
     let told: Vec<&str> = said.err.lines().map(|line| line.split(':').next().unwrap()).collect();
     assert_eq!(told, ["line 3", "line 4", "line 5"], "{said:#?}");
     said.complains(&["/payload/fail", "no-such-type"]);
@@ -610,5 +613,43 @@ async fn get_list_and_stats_say_why_a_job_waits() {
     {
         assert!(stats.contains(told), "{told} is missing in\n{stats}");
     }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_come_from_standard_input_and_none_is_no_fault() {
+    let (_place, running) = start().await;
+    let ids = [running.probe(json!({"permanent": true})).await, running.probe(json!({"permanent": true})).await];
+    for id in &ids {
+        running.until_status(id, "failed").await;
+    }
+    let said = running.cli_with_input(&["retry", "-"], &format!("{}\n{}\n", ids[0], ids[1])).await.done();
+    assert_eq!(said.out.lines().count(), 2, "{said:#?}");
+    for verb in ["retry", "cancel"] {
+        let said = running.cli_with_input(&[verb, "-"], "").await.done();
+        assert_eq!((said.out.as_str(), said.err.as_str()), ("", ""));
+        running.cli_with_input(&[verb, "-"], "\nno-id\n").await.code(2).complains(&["line 2 of standard input"]);
+    }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_another_kind_is_refused_in_few_words() {
+    let (_place, running) = start().await;
+    let lines = "name,email\n".repeat(1_001);
+    let said = running.cli_with_input(&["enqueue", "--jsonl", "-"], &lines).await.code(4);
+    assert!(said.err.lines().count() < 30, "{said:#?}");
+    said.complains(&["line 20: ", "981 lines more were refused"]);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_a_running_job_to_stop_is_told_that_it_was_asked() {
+    let (_place, running) = start().await;
+    // It hears of the cancellation only later.
+    let id = running.probe(json!({"blockMs": 4_000})).await;
+    running.until_status(&id, "processing").await;
+    let said = running.cli(&["cancel", &id]).await.done();
+    assert!(said.line().ends_with("asked to stop"), "{said:#?}");
     running.stop().await;
 }

@@ -13,6 +13,9 @@ use crate::cli::{
 };
 use crate::{client::CallError, telemetry::say};
 
+/// Faults that are told one by one: more are a file of another kind, and would fill the screen.
+const TOLD: u64 = 20;
+
 pub struct Report {
     input: String,
     out: Output,
@@ -25,6 +28,8 @@ pub struct Report {
     unanswered: Vec<(u64, u64)>,
     /// The last line that was sent, or refused here.
     last: u64,
+    /// Lines whose fault was told, or would have been.
+    told: u64,
     broken: Option<CallError>,
     unreadable: Option<std::io::Error>,
     /// Standard output is closed, or can't be written to.
@@ -43,6 +48,7 @@ impl Report {
             refused: 0,
             unanswered: Vec::new(),
             last: 0,
+            told: 0,
             broken: None,
             unreadable: None,
             unheard: None,
@@ -89,13 +95,19 @@ impl Report {
             self.unheard = self.unheard.take().or(printed.err());
         } else if let Some(fault) = fault {
             let fault: Vec<String> = fault.lines().map(|part| clean(part.trim())).collect();
-            self.bar.suspend(|| say(format!("line {line}: {}", fault.join("; "))));
+            self.told += 1;
+            if self.told <= TOLD {
+                self.bar.suspend(|| say(format!("line {line}: {}", fault.join("; "))));
+            }
         }
     }
 
     /// Tells the sum and gives the exit code.
     pub fn finish(mut self, interrupted: bool) -> anyhow::Result<Exit> {
         self.bar.finish_and_clear();
+        if let Some(more @ 1..) = self.told.checked_sub(TOLD) {
+            say(format!("{} more were refused; --json tells of each", counted(more, "line")));
+        }
         let sum = self.sum();
         // What goes on in a pipe is answers only; the sum is for people then.
         if self.out.json {
@@ -147,7 +159,7 @@ impl Report {
     fn sum(&self) -> String {
         let mut sum = format!("{} enqueued", counted(self.accepted, "job"));
         if self.duplicates > 0 {
-            let _ = write!(sum, " ({} of them had been before)", count(self.duplicates));
+            let _ = write!(sum, " ({} already existed: same idempotency key)", count(self.duplicates));
         }
         if self.refused > 0 {
             let _ = write!(sum, ", {} refused", counted(self.refused, "line"));
