@@ -43,9 +43,33 @@ pub async fn job(
         }
         let job: Job = read(verb, &answer)?;
         let state = clean(job.state(Utc::now()));
-        let asked = verb == Verb::CancelJob && job.status == "processing";
-        let told = if asked { "asked to stop" } else { &state };
-        out.line(&format!("{}  {}  {}", clean(&job.id), clean(&job.r#type), out.paint(tone(&state), told)))?;
+        let said = out.paint(tone(&state), done(verb, &job).unwrap_or(&state));
+        out.line(&format!("{}  {}  {said}", clean(&job.id), clean(&job.r#type)))?;
     }
     Ok(exit)
+}
+
+/// What was done, where the state does not tell it.
+fn done(verb: Verb, job: &Job) -> Option<&'static str> {
+    (verb == Verb::CancelJob && job.status == "processing").then_some("asked to stop")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_cancels_a_running_job_is_told_that_it_was_asked_to_stop() {
+        let job = |status| {
+            let at = "2026-01-31T08:00:00Z";
+            serde_json::from_value::<Job>(serde_json::json!({
+                "id": "1", "type": "a", "status": status, "attempts": 1, "maxAttempts": 3, "priority": 0,
+                "createdAt": at, "runAt": at, "tags": []
+            }))
+            .unwrap()
+        };
+        assert_eq!(done(Verb::CancelJob, &job("processing")), Some("asked to stop"));
+        assert_eq!(done(Verb::CancelJob, &job("cancelled")), None);
+        assert_eq!(done(Verb::RetryJob, &job("processing")), None);
+    }
 }

@@ -42,10 +42,20 @@ pub(super) fn ready(ready: &Ready, kept: bool) {
 
   {own}{this} list
 
+{}
+
+  Python      examples/python/client.py, handler.py        pip install nats-py
+  TypeScript  examples/typescript/client.ts, handler.ts    npm install @nats-io/transport-node
+  Go          examples/go/client, handler                  go get github.com/nats-io/nats.go
+  Java        examples/java                                io.nats:jnats
+  Rust        docs/rust.md                                 this crate
+  HTTP        {http_url}/docs
+
 Ctrl-C stops everything; {end}.
 ",
         bold("queue-service is ready"),
         bold("Try it"),
+        bold("From your own program"),
     ));
 }
 

@@ -642,14 +642,3 @@ async fn a_file_of_another_kind_is_refused_in_few_words() {
     said.complains(&["line 20: ", "981 lines more were refused"]);
     running.stop().await;
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn who_asks_a_running_job_to_stop_is_told_that_it_was_asked() {
-    let (_place, running) = start().await;
-    // It hears of the cancellation only later.
-    let id = running.probe(json!({"blockMs": 4_000})).await;
-    running.until_status(&id, "processing").await;
-    let said = running.cli(&["cancel", &id]).await.done();
-    assert!(said.line().ends_with("asked to stop"), "{said:#?}");
-    running.stop().await;
-}

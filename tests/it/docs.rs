@@ -306,7 +306,7 @@ fn check_own_command(cli: &clap::Command, place: &str, words: &[&str]) {
     }
     let command = cli.find_subcommand(name).unwrap_or_else(|| panic!("{place}: there is no command '{name}'"));
     let known: BTreeSet<&str> =
-        cli.get_arguments().chain(command.get_arguments()).filter_map(|a| a.get_long()).collect();
+        cli.get_arguments().chain(command.get_arguments()).filter_map(|a| a.get_long()).chain(["help"]).collect();
     // What is after `--` belongs to somebody else.
     for option in rest.iter().take_while(|word| **word != "--").filter_map(|word| word.strip_prefix("--")) {
         let option = option.split('=').next().unwrap_or_default();
