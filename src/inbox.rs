@@ -15,7 +15,7 @@ use crate::{
         publish::Outgoing,
         pull::{AckHandle, LanePull},
     },
-    ops::{ApiError, Code, EnqueueOptions, Ops},
+    ops::{ApiError, Code, EnqueueOptions, Ops, error::Fault},
     supervise::{self, Tasks},
 };
 
@@ -143,8 +143,14 @@ async fn set_aside(ops: &Ops, message: &Message, ack: &AckHandle, refused: &ApiE
 }
 
 fn reason(refused: &ApiError) -> String {
-    let faults: Vec<String> = refused.errors.iter().map(|fault| format!("{} {}", fault.path, fault.message)).collect();
-    if faults.is_empty() { refused.detail.clone() } else { faults.join("; ") }
+    let one = |fault: &Fault| match fault.path.is_empty() {
+        true => fault.message.clone(),
+        false => format!("{}: {}", fault.path, fault.message),
+    };
+    match refused.errors.as_slice() {
+        [] => refused.detail.clone(),
+        faults => faults.iter().map(one).collect::<Vec<_>>().join("; "),
+    }
 }
 
 /// Fit for a header.

@@ -252,7 +252,7 @@ fn card(info: &TypeInfo, out: &Output) -> String {
         fact("concurrency", &info.concurrency.to_string()),
         fact("attempts", &info.max_attempts.to_string()),
         fact("retries", &cell(Some(&info.retry_delays.join(", ")))),
-        fact("payload", &schema(&info.schema)),
+        fact("payload", &schema(if info.payload_schema.is_some() { &info.payload_schema } else { &info.schema })),
         fact("result", &schema(&info.result_schema)),
     ]
     .join("\n")

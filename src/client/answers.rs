@@ -111,6 +111,8 @@ pub struct TypeInfo {
     pub concurrency: u64,
     pub max_attempts: u64,
     pub retry_delays: Vec<String>,
+    /// From an older service: `schema`.
+    pub payload_schema: Option<Box<RawValue>>,
     pub schema: Option<Box<RawValue>>,
     pub result_schema: Option<Box<RawValue>>,
 }

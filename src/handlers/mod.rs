@@ -14,6 +14,7 @@ pub mod generate_embedding;
 mod layer;
 pub mod registry;
 pub(crate) mod result;
+pub(crate) mod schema_faults;
 pub mod send_email;
 pub mod typed;
 pub mod webhook_delivery;

@@ -11,6 +11,7 @@ use super::{
     Handler, RunContext,
     function::Function,
     layer::{Layer, Layered},
+    schema_faults,
 };
 use crate::{
     config::{Config, TypeSettings},
@@ -254,8 +255,10 @@ const FAULTS_MAX: usize = 20;
 fn faults_of(rules: &Validator, text: &RawValue) -> Faults {
     let mut faults = Faults::default();
     if let Ok(value) = serde_json::from_str(text.get()) {
-        for error in rules.iter_errors(&value).take(FAULTS_MAX) {
-            faults.add(error.instance_path().to_string(), shorten(error.to_string()));
+        for (path, message) in
+            rules.iter_errors(&value).flat_map(|error| schema_faults::of(&error, &value)).take(FAULTS_MAX)
+        {
+            faults.add(path, shorten(message));
         }
     }
     faults

@@ -29,6 +29,7 @@ pub fn routes() -> Router<Arc<Door>> {
         .route("/types/{type}", get(one_type).put(register).delete(unregister))
         .route("/types/{type}/pause", post(pause))
         .route("/types/{type}/resume", post(resume))
+        .route("/schemas", get(verbs))
         .route("/schemas/{verb}", get(schema))
         .route("/health", get(health))
         .route("/health/live", get(live))
@@ -102,7 +103,16 @@ async fn set_paused(
 
 async fn schema(State(door): State<Arc<Door>>, Segment(verb): Segment, RawQuery(q): RawQuery) -> Answer {
     query::none(q.as_deref())?;
-    let request = json!({ "verb": verb }).to_string();
+    schemas(&door, &json!({ "verb": verb })).await
+}
+
+async fn verbs(State(door): State<Arc<Door>>, RawQuery(q): RawQuery) -> Answer {
+    query::none(q.as_deref())?;
+    schemas(&door, &json!({})).await
+}
+
+async fn schemas(door: &Door, request: &serde_json::Value) -> Answer {
+    let request = request.to_string();
     let reply = door.ops.call(Verb::GetSchema, None, request.as_bytes(), EnqueueOptions::default()).await?;
     Ok(([("content-type", "application/json")], reply).into_response())
 }

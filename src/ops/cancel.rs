@@ -12,7 +12,7 @@ use crate::{
     store::cancel::Cancel,
 };
 
-const MAX_REASON_CHARS: usize = 500;
+pub(super) const MAX_REASON_CHARS: usize = 500;
 /// How long the reply waits for a running job to stop.
 const WAIT: Duration = Duration::from_millis(1500);
 

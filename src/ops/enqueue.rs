@@ -22,9 +22,9 @@ use crate::{
 pub const MAX_BULK: usize = 1000;
 /// Bytes that the refusals of one bulk request may take together.
 const MAX_REFUSALS: usize = 512 * 1024;
-const MAX_KEY_CHARS: usize = 255;
-const MAX_TAGS: usize = 20;
-const MAX_TAG_CHARS: usize = 64;
+pub(super) const MAX_KEY_CHARS: usize = 255;
+pub(super) const MAX_TAGS: usize = 20;
+pub(super) const MAX_TAG_CHARS: usize = 64;
 /// How far ahead a job may be planned: 10 years.
 const MAX_AHEAD: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 

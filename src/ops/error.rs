@@ -59,6 +59,30 @@ pub enum Code {
 }
 
 impl Code {
+    /// All of them, as docs/protocol.md lists them.
+    pub const ALL: [Code; 20] = [
+        Code::InvalidJson,
+        Code::InvalidRequest,
+        Code::InvalidPayload,
+        Code::UnknownType,
+        Code::Unauthenticated,
+        Code::Forbidden,
+        Code::NotFound,
+        Code::JobNotFound,
+        Code::MethodNotAllowed,
+        Code::WaitTimeout,
+        Code::NotRetryable,
+        Code::AlreadyFinished,
+        Code::IdempotencyConflict,
+        Code::LeaseLost,
+        Code::TypeConflict,
+        Code::TypeInUse,
+        Code::PayloadTooLarge,
+        Code::Overloaded,
+        Code::Unavailable,
+        Code::Internal,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Code::InvalidJson => "invalid_json",

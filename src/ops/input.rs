@@ -10,7 +10,10 @@ use serde::{
 
 use super::error::{ApiError, Code, Fault, MAX_FAULTS, quoted};
 use crate::{
-    handlers::typed::{pointer, without_place},
+    handlers::{
+        schema_faults,
+        typed::{pointer, without_place},
+    },
     job::{json, model::JobId},
 };
 
@@ -78,9 +81,8 @@ fn explain<T: DeserializeOwned + JsonSchema>(body: &[u8]) -> ApiError {
     let schema = schemars::schema_for!(T);
     let value = serde_json::from_slice(body).unwrap_or_default();
     if let Ok(validator) = jsonschema::validator_for(schema.as_value()) {
-        for error in validator.iter_errors(&value).take(MAX_FAULTS) {
-            faults.push(Fault { path: error.instance_path().to_string(), message: error.to_string() });
-        }
+        let found = validator.iter_errors(&value).flat_map(|error| schema_faults::of(&error, &value)).take(MAX_FAULTS);
+        faults.extend(found.map(|(path, message)| Fault { path, message }));
     }
     if faults.is_empty() {
         let mut deserializer = serde_json::Deserializer::from_slice(body);

@@ -13,10 +13,10 @@ use crate::{
 };
 
 const DEFAULT_LIMIT: i64 = 50;
-const MAX_LIMIT: i64 = 1000;
-const MAX_OFFSET: i64 = 100_000;
+pub(super) const MAX_LIMIT: i64 = 1000;
+pub(super) const MAX_OFFSET: i64 = 100_000;
 /// Largest page, below the broker's usual `max_payload` of 1 MiB.
-const PAGE_BYTES: usize = 768 * 1024;
+pub(super) const PAGE_BYTES: usize = 768 * 1024;
 /// First byte of a cursor, so that its form can change.
 const CURSOR_VERSION: u8 = 1;
 

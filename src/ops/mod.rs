@@ -2,6 +2,7 @@
 
 pub mod error;
 pub mod input;
+pub mod limits;
 pub mod wire;
 
 mod cancel;
@@ -42,7 +43,7 @@ pub use enqueue::EnqueueOptions;
 pub use error::{ApiError, Code};
 pub use health::{Check, Health, HealthStatus};
 pub(crate) use list::to_cursor as cursor_of;
-pub use schema::{VERBS, Verb};
+pub use schema::{API_VERSION, VERBS, Verb};
 
 /// Everything that can be asked, in one handle. Cheap to clone.
 #[derive(Clone)]
@@ -130,7 +131,7 @@ impl Ops {
             Verb::Complete => boxed(self.complete(scope, input::parse_of_run(body)?)),
             Verb::Fail => boxed(self.fail(scope, input::parse(body)?)),
             Verb::Release => boxed(self.release(scope, input::parse(body)?)),
-            Verb::GetSchema => return json(&schema::of_verb(input::parse(body)?)?),
+            Verb::GetSchema => return json(&schema::asked(input::parse(body)?)?),
         };
         other.await
     }

@@ -1,11 +1,11 @@
-//! The verbs, and `getSchema`: the JSON Schema of each request and reply, made from the types themselves.
+//! The verbs, and `getSchema`: the list of them, and the JSON Schema of each request and reply, made from the types themselves.
 
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::Value;
 
 use super::{
     error::{ApiError, Code, quoted},
-    wire::{self, SchemaReply, SchemaRequest},
+    wire::{self, SchemaAnswer, SchemaReply, SchemaRequest, VerbInfo, VerbsReply},
 };
 
 /// What can be asked by RPC. The name is the subject's token.
@@ -107,7 +107,7 @@ impl Verb {
             Verb::Complete => pair::<wire::CompleteRequest, wire::FinishReply>(),
             Verb::Fail => pair::<wire::FailRequest, wire::FinishReply>(),
             Verb::Release => pair::<wire::ReleaseRequest, wire::FinishReply>(),
-            Verb::GetSchema => pair::<wire::SchemaRequest, wire::SchemaReply>(),
+            Verb::GetSchema => pair::<wire::SchemaRequest, wire::SchemaAnswer>(),
         }
     }
 }
@@ -119,14 +119,33 @@ fn pair<Request: JsonSchema, Reply: JsonSchema>() -> (Value, Value) {
     (read.into_root_schema_for::<Request>().to_value(), written.into_root_schema_for::<Reply>().to_value())
 }
 
+/// The version of the contract, which stands in `$SRV.INFO` as well.
+pub const API_VERSION: &str = "v1";
+
 /// # Errors
 /// `invalid_request` for verbs that there are not.
-pub fn of_verb(request: SchemaRequest) -> Result<SchemaReply, ApiError> {
-    let Some(verb) = VERBS.into_iter().find(|verb| verb.name() == request.verb) else {
+pub fn asked(request: SchemaRequest) -> Result<SchemaAnswer, ApiError> {
+    let Some(name) = request.verb else { return Ok(SchemaAnswer::All(all())) };
+    let Some(verb) = VERBS.into_iter().find(|verb| verb.name() == name) else {
         let known: Vec<&str> = VERBS.into_iter().map(Verb::name).collect();
-        let message = format!("{} is no verb; there are {}", quoted(&request.verb), known.join(", "));
+        let message = format!("{} is no verb; there are {}", quoted(&name), known.join(", "));
         return Err(ApiError::fault(Code::InvalidRequest, "/verb", message));
     };
     let (request, reply) = verb.schemas();
-    Ok(SchemaReply { verb: verb.name().to_owned(), request, reply })
+    Ok(SchemaAnswer::One(SchemaReply { verb: name, request, reply }))
+}
+
+/// All verbs, with what may be asked of them: what a client needs to know before it uses a field that came later.
+fn all() -> VerbsReply {
+    let info = |verb: Verb| {
+        let (request, _) = verb.schemas();
+        let fields = request["properties"].as_object().into_iter().flatten().map(|(name, _)| name.clone());
+        let required = request["required"].as_array().into_iter().flatten();
+        VerbInfo {
+            verb: verb.name().to_owned(),
+            fields: fields.collect(),
+            required: required.filter_map(|name| name.as_str().map(str::to_owned)).collect(),
+        }
+    };
+    VerbsReply { api_version: API_VERSION.to_owned(), verbs: VERBS.into_iter().map(info).collect() }
 }

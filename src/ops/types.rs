@@ -6,7 +6,7 @@ use super::{
     Ops, Scope,
     error::{ApiError, Code, Fault, quoted},
     input,
-    wire::{TypeInfo, TypeRemoved, TypeRequest, TypesReply},
+    wire::{BackoffInfo, TypeInfo, TypeRemoved, TypeRequest, TypesReply},
 };
 use crate::{
     job::{JobType, Work, json},
@@ -177,7 +177,15 @@ fn type_info(known: &Known, now: &Snapshot) -> TypeInfo {
         heartbeat: known.heartbeat.map(text),
         concurrency: settings.concurrency,
         max_attempts: settings.retry.max_attempts,
+        backoff: BackoffInfo {
+            base: text(settings.retry.base),
+            factor: settings.retry.factor,
+            max: text(settings.retry.max),
+            jitter: settings.retry.jitter,
+            delays: settings.retry.schedule.iter().copied().map(text).collect(),
+        },
         retry_delays: delays.map(text).collect(),
+        payload_schema: handler.schema.clone(),
         schema: handler.schema.clone(),
         result_schema: handler.result_schema.clone(),
     }

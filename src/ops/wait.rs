@@ -13,7 +13,7 @@ use super::{
 use crate::job::model::JobId;
 
 const DEFAULT_WAIT: i64 = 30_000;
-const MAX_WAIT: i64 = 300_000;
+pub(super) const MAX_WAIT: i64 = 300_000;
 /// Events are hints: the row is looked at this often even if none comes.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 

@@ -374,12 +374,29 @@ pub struct TypeInfo {
     pub heartbeat: Option<String>,
     pub concurrency: usize,
     pub max_attempts: u16,
-    /// Delays after the failed attempts, the last one repeats.
+    /// How long failed attempts wait, in the words of a definition.
+    pub backoff: BackoffInfo,
+    /// Delays after the failed attempts, the last one repeats. What `backoff` amounts to; gone with version 2.
+    #[schemars(extend("deprecated" = true))]
     pub retry_delays: Vec<String>,
     /// JSON Schema of the payload.
+    pub payload_schema: serde_json::Value,
+    /// The same as `payloadSchema`; gone with version 2.
+    #[schemars(extend("deprecated" = true))]
     pub schema: serde_json::Value,
     /// JSON Schema of the result; null: there is no rule for it.
     pub result_schema: Option<serde_json::Value>,
+}
+
+/// How long failed attempts wait: what is in force, with the fields of `backoff` of a definition.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct BackoffInfo {
+    pub base: String,
+    pub factor: f64,
+    pub max: String,
+    pub jitter: f64,
+    /// Explicit delays instead of base and factor; the last one repeats.
+    pub delays: Vec<String>,
 }
 
 /// A type that is no more.
@@ -570,11 +587,39 @@ pub struct ReleaseRequest {
     pub delay: Option<Span>,
 }
 
-/// Names a verb.
+/// Names a verb; without one, all are listed.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SchemaRequest {
+    #[serde(default)]
+    pub verb: Option<String>,
+}
+
+/// What there is to know of one verb, or of all.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum SchemaAnswer {
+    One(SchemaReply),
+    All(VerbsReply),
+}
+
+/// What can be asked here.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VerbsReply {
+    /// The version of the contract. Within one version verbs, fields and codes are only added.
+    pub api_version: String,
+    pub verbs: Vec<VerbInfo>,
+}
+
+/// A verb, and what its request may have.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct VerbInfo {
     pub verb: String,
+    /// Fields of the request; others are refused.
+    pub fields: Vec<String>,
+    /// Those of them that can't be left out.
+    pub required: Vec<String>,
 }
 
 /// JSON Schemas (2020-12) of a verb.

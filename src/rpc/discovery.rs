@@ -13,7 +13,10 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::{QUEUE_GROUP, Shared, endpoint, endpoint::Endpoint};
-use crate::supervise::{Name, Tasks};
+use crate::{
+    ops::API_VERSION,
+    supervise::{Name, Tasks},
+};
 
 /// One process, as it introduces itself.
 struct Instance {
@@ -78,7 +81,7 @@ impl Instance {
             "name": self.name,
             "id": self.id,
             "version": env!("CARGO_PKG_VERSION"),
-            "metadata": {"api-version": "v1"},
+            "metadata": {"api-version": API_VERSION},
         })
     }
 

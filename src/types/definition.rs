@@ -22,9 +22,9 @@ pub const SCHEMA_MAX: usize = 64 * 1024;
 /// Bounds of a sign of life. Source: docs/protocol.md.
 pub const HEARTBEAT_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 /// Most delays that a back-off may list.
-const DELAYS_MAX: usize = 100;
+pub const DELAYS_MAX: usize = 100;
 /// Longest delay of a back-off.
-const DELAY_MAX: Duration = Duration::from_secs(24 * 3600);
+pub const DELAY_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// A type whose work is done outside the service.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]

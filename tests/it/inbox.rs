@@ -104,6 +104,9 @@ async fn bad_messages_go_to_a_readable_place_with_the_reason_and_hold_up_nobody(
             let headers = message.headers.as_ref().unwrap();
             let text = |name: &str| headers.get(name).map(|value| value.as_str().to_owned()).unwrap_or_default();
             assert!(!text("Error-Detail").is_empty());
+            if text("Original-Msg-Id") == "d" {
+                assert!(text("Error-Detail").starts_with("/type: the subject says"), "{}", text("Error-Detail"));
+            }
             (text("Original-Msg-Id").chars().take(1).collect(), text("Error-Code"), message.subject.to_string())
         })
         .collect()

@@ -60,6 +60,7 @@ mod plans;
 mod poison;
 mod probe;
 mod progress;
+mod protocol;
 mod proxy;
 mod publication;
 mod publish;

@@ -70,7 +70,7 @@ async fn payloads_are_held_to_the_schema_with_a_pointer_for_each_fault() {
     let mut paths: Vec<_> =
         refused.body["errors"].as_array().unwrap().iter().map(|e| e["path"].as_str().unwrap()).collect();
     paths.sort_unstable();
-    assert_eq!(paths, ["/payload", "/payload/image", "/payload/width"], "{}", refused.body);
+    assert_eq!(paths, ["/payload/colour", "/payload/image", "/payload/width"], "{}", refused.body);
 
     // Without a schema anything goes, and a new definition takes the place of the old one.
     service.call("registerType", json!({"type": "thumbnail", "handler": "pull"})).await;

@@ -10,7 +10,11 @@ use schemars::{JsonSchema, schema_for};
 use serde_json::{Map, Value, json};
 
 use super::refusal::Answer;
-use crate::ops::{Check, Health, Verb, error::Problem};
+use crate::ops::{
+    Check, Health, Verb,
+    error::Problem,
+    wire::{SchemaReply, VerbsReply},
+};
 use operations::{ANYWHERE, Gives, OPERATIONS, Operation, Parameter, Place, Takes};
 
 /// The whole document.
@@ -81,6 +85,8 @@ fn responses(operation: &Operation, problem: &Value, schemas: &mut Schemas) -> V
         Gives::Reply(verb) => json!({"application/json": {"schema": schemas.add(verb.schemas().1)}}),
         Gives::Health => json!({"application/json": {"schema": schemas.of::<Health>()}}),
         Gives::Check => json!({"application/json": {"schema": schemas.of::<Check>()}}),
+        Gives::Schema => json!({"application/json": {"schema": schemas.of::<SchemaReply>()}}),
+        Gives::Verbs => json!({"application/json": {"schema": schemas.of::<VerbsReply>()}}),
         Gives::Json => json!({"application/json": {"schema": {"type": "object"}}}),
         Gives::Text(kind) => json!({kind: {"schema": {"type": "string"}}}),
     };

@@ -36,6 +36,9 @@ pub enum Gives {
     Reply(Verb),
     Health,
     Check,
+    /// Of one verb, and of all.
+    Schema,
+    Verbs,
     Json,
     Text(&'static str),
 }
@@ -373,7 +376,15 @@ pub const OPERATIONS: &[Operation] = &[
             place: Place::Path,
             about: "`enqueue`, `enqueueMany`, `getJob` and so on: the operation ids here.",
         }],
-        gives: Gives::Reply(Verb::GetSchema),
+        gives: Gives::Schema,
+        ..BASE
+    },
+    Operation {
+        path: "/schemas",
+        id: "getSchemas",
+        group: "Service",
+        summary: "The verbs, the fields of their requests, and the version of the contract",
+        gives: Gives::Verbs,
         ..BASE
     },
     Operation { path: "/openapi.json", id: "openapi", group: "Service", summary: "This description", ..BASE },

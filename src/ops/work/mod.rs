@@ -18,15 +18,15 @@ use crate::{
     ops::error::quoted,
 };
 
-const MAX_TYPES: usize = 20;
-const MAX_JOBS: i64 = 100;
-const MAX_WAIT_MS: i64 = 30_000;
-const MAX_RUNS: usize = 1000;
+pub(super) const MAX_TYPES: usize = 20;
+pub(super) const MAX_JOBS: i64 = 100;
+pub(super) const MAX_WAIT_MS: i64 = 30_000;
+pub(super) const MAX_RUNS: usize = 1000;
 /// Bounds of a lease. Source: docs/protocol.md.
-const LEASE_MS: std::ops::RangeInclusive<i64> = 1000..=3_600_000;
+pub(super) const LEASE_MS: std::ops::RangeInclusive<i64> = 1000..=3_600_000;
 const DEFAULT_LEASE_MS: i64 = 30_000;
 /// Bytes of jobs in one answer, so that it fits into a message.
-const BUDGET: usize = 768 * 1024;
+pub(super) const BUDGET: usize = 768 * 1024;
 
 impl Ops {
     /// Gives jobs to a program outside, each with a lease of its own; waits for them if there are none.
