@@ -74,6 +74,7 @@ mod rolling;
 mod schema;
 mod settings;
 mod signs;
+mod slices;
 mod sockets;
 mod sql;
 mod stats;

@@ -403,11 +403,11 @@ async fn list(place: &Place, database: &sqlx::PgPool, filter: Filter) -> (Vec<uu
 }
 
 /// What `look` gives, and how many rows of jobs were read for it.
-async fn reading<T>(place: &Place, database: &sqlx::PgPool, look: impl AsyncFnOnce(&Store) -> T) -> (T, i64) {
+pub async fn reading<T>(place: &Place, database: &sqlx::PgPool, look: impl AsyncFnOnce(&Store) -> T) -> (T, i64) {
     let read = async || {
         let sql =
             "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0))::int8, sum(idx_scan)::int8 FROM pg_stat_user_tables
-                   WHERE relname = 'jobs' OR relname LIKE 'finished\\_%'";
+                   WHERE relname IN ('jobs', 'outbox') OR relname LIKE 'finished\\_%'";
         counted::<(i64, i64)>(database, sql).await[0]
     };
     let before = read().await;
