@@ -17,7 +17,7 @@ use crate::{
     faults,
     handlers::{Registry, clients::fetch::SetupError, registry},
     http, inbox,
-    ops::{self, Ops, error::chain},
+    ops::{self, Ops},
     outside::{Callers, late},
     rpc,
     store::{self, Store},
@@ -299,14 +299,11 @@ impl Start {
 
 /// Brings the schema up to date, however long the database stays away.
 async fn migrate(store: &Store, config: &Config) -> Result<(), Error> {
-    let mut told = false;
     loop {
         match store.migrate(&config.database.schema).await {
             Ok(()) => return Ok(()),
             Err(e) if e.is_transient() => {
-                if !std::mem::replace(&mut told, true) {
-                    tracing::warn!("waiting for the database: {}", chain(&e));
-                }
+                store.tell(&e);
                 tokio::time::sleep(TRY_AGAIN).await;
             }
             Err(e) => return Err(e.into()),

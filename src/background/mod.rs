@@ -35,6 +35,16 @@ pub enum Error {
     Broker(#[from] broker::Error),
 }
 
+impl Error {
+    fn is_told(&self) -> bool {
+        match self {
+            Error::Store(e) => e.is_silence(),
+            Error::Broker(broker::Error::Unreachable(why)) => why == broker::NOT_CONNECTED,
+            Error::Broker(_) => false,
+        }
+    }
+}
+
 /// Pause after a duty that failed, so that an outage is no hot loop.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
@@ -93,7 +103,11 @@ where
 }
 
 fn report(name: &str, e: &Error, failing: &mut bool) {
-    if std::mem::replace(failing, true) {
+    // That one of the servers is away is told once for all, with the reason.
+    if e.is_told() {
+        *failing = true;
+        tracing::debug!("{name}: {}", chain(e));
+    } else if std::mem::replace(failing, true) {
         tracing::debug!("{name}: {}", chain(e));
     } else {
         tracing::warn!("{name}: {}", chain(e));

@@ -14,18 +14,20 @@ const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 pub(super) async fn work(deps: Deps, stop: CancellationToken) {
     // A connection of its own: it is held for as long as the process lives.
-    let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(deps.store.connect_options().clone());
     let channel = format!("{}_outbox", deps.config.database.schema);
     let listening = async {
         loop {
+            let connector = deps.store.connector();
+            // Made anew each time: the server may be another one now.
+            let pool = connector.on(PgPoolOptions::new().max_connections(1)).connect_lazy_with(connector.server());
             if let Err(e) = listen(&deps, &pool, &channel).await {
                 tracing::debug!("not listening for notices of the database: {e}");
             }
+            pool.close().await;
             tokio::time::sleep(TRY_AGAIN).await;
         }
     };
     stop.run_until_cancelled(listening).await;
-    pool.close().await;
 }
 
 async fn listen(deps: &Deps, pool: &sqlx::PgPool, channel: &str) -> Result<(), sqlx::Error> {

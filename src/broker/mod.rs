@@ -38,6 +38,8 @@ pub use subjects::Subjects;
 
 /// Oldest server line that has all that the streams use.
 const SERVER_MIN: (u64, u64) = (2, 12);
+/// Why nothing can be asked; the connection's own trouble is told elsewhere.
+pub(crate) const NOT_CONNECTED: &str = "not connected";
 /// Longest wait for an answer of the JetStream API.
 const API: Duration = Duration::from_secs(3);
 
@@ -179,7 +181,7 @@ impl Broker {
     /// [`Error::TooOld`]; [`Error::Unreachable`] while there is no connection.
     pub fn check_server(&self) -> Result<(), Error> {
         if !self.is_connected() {
-            return Err(Error::Unreachable("not connected".into()));
+            return Err(Error::Unreachable(NOT_CONNECTED.into()));
         }
         let found = self.jetstream.server_info().version;
         let mut parts = found.split('.').map(|part| part.parse::<u64>().unwrap_or(0));
@@ -199,7 +201,7 @@ impl Broker {
         request: &impl serde::Serialize,
     ) -> Result<T, Error> {
         if !self.is_connected() {
-            return Err(Error::Unreachable("not connected".into()));
+            return Err(Error::Unreachable(NOT_CONNECTED.into()));
         }
         let body = serde_json::to_vec(request).map_err(|source| Error::Topology { name: "request", source })?;
         let asked = tokio::time::timeout(API, self.jetstream.request(self.api_subject(&subject), Bytes::from(body)));

@@ -87,7 +87,8 @@ impl Default for Nats {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Database {
-    /// `postgres://user:password@host/database`. `DATABASE_URL` sets it too.
+    /// `postgres://user:password@host/database`, as libpq takes it: `[::1]:5432`, several hosts, `?host=`, `?sslmode=`. Of
+    /// several servers the first that takes writes is used. `DATABASE_URL` sets it too.
     pub url: String,
     /// Connections of this process; two more are reserved, for the heartbeat and for notices.
     #[schemars(range(min = 4, max = 10_000))]

@@ -272,7 +272,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 impl From<store::Error> for ApiError {
     fn from(error: store::Error) -> Self {
         if error.is_transient() {
-            tracing::warn!("{}", chain(&error));
+            error.tell("answered unavailable");
             return ApiError::unavailable("the database can't be reached or is too slow");
         }
         ApiError::internal(&error)

@@ -81,7 +81,9 @@ impl Ops {
         match tokio::time::timeout(PATIENCE, self.store.ping()).await {
             Ok(Ok(())) => check(HealthStatus::Ok, "answers"),
             Ok(Err(_)) | Err(_) => {
-                check(HealthStatus::Unavailable, "gives no answer: see that Postgres runs and can be reached")
+                let why = self.store.trouble().map_or(String::new(), |why| format!(" ({why})"));
+                let detail = format!("gives no answer{why}: see that Postgres runs and can be reached");
+                check(HealthStatus::Unavailable, detail)
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::migrate;
+use crate::telemetry;
 
 /// Why a statement was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +41,18 @@ pub enum Error {
     },
     #[error("database.url can't be used: {0}")]
     Url(String),
+    /// At the start.
+    #[error("Postgres at {server} can't be used right now")]
+    Away {
+        server: String,
+        #[source]
+        source: Cause,
+    },
+    #[error(
+        "{server} is a pooler that hands sessions on after each transaction; queue-service needs its own: set pool_mode = \
+         session for this database or user (pgbouncer), or connect to Postgres itself"
+    )]
+    Pooler { server: String },
     #[error(transparent)]
     Migrate(#[from] migrate::Error),
 }
@@ -66,15 +79,29 @@ impl From<sqlx::Error> for Cause {
     }
 }
 
+/// What the driver or the server said, as [`Cause`] has it.
+pub(super) fn plain(error: &sqlx::Error) -> String {
+    Said(error).to_string()
+}
+
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.0, self.0.as_database_error()) {
+        Said(&self.0).fmt(f)
+    }
+}
+
+struct Said<'a>(&'a sqlx::Error);
+
+impl fmt::Display for Said<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.0, self.0.as_database_error()) {
             (_, Some(said)) => match said.code() {
                 Some(code) => write!(f, "{} (SQLSTATE {code})", said.message()),
                 None => f.write_str(said.message()),
             },
             (sqlx::Error::Io(e), None) => write!(f, "{e}"),
             (sqlx::Error::Tls(e), None) => write!(f, "TLS: {e}"),
+            (sqlx::Error::Protocol(e), None) => f.write_str(e),
             (other, None) => write!(f, "{other}"),
         }
     }
@@ -111,6 +138,30 @@ impl Error {
         }
     }
 
+    /// Tells that something could not be done now, at a falling rate. That there was no answer is told once for all who
+    /// wait for one, with the reason; see `server.rs`.
+    pub fn tell(&self, what: &str) {
+        let source = std::error::Error::source(self).map_or(String::new(), |source| format!(": {source}"));
+        let text = format!("{what}: {self}{source}");
+        if self.has_words() {
+            telemetry::warn_seldom(&text);
+        } else {
+            tracing::debug!("{text}");
+        }
+    }
+
+    /// Whether there was no answer, which is told once for all who wait for one.
+    pub fn is_silence(&self) -> bool {
+        !self.has_words()
+    }
+
+    fn has_words(&self) -> bool {
+        match self {
+            Error::Unavailable { source, .. } => source.as_ref().is_some_and(|source| source.code().is_some()),
+            _ => true,
+        }
+    }
+
     /// Whether the same statement may succeed later.
     /// What the server said, where it was the server that refused.
     pub(super) fn code(&self) -> Option<String> {
@@ -122,9 +173,10 @@ impl Error {
 
     pub fn is_transient(&self) -> bool {
         match self {
-            Error::Unavailable { .. } => true,
+            Error::Unavailable { .. } | Error::Away { .. } => true,
             Error::Migrate(e) => e.is_transient(),
-            Error::Rejected { .. } | Error::Denied { .. } | Error::Broken { .. } | Error::Url(_) => false,
+            Error::Rejected { .. } | Error::Denied { .. } | Error::Broken { .. } => false,
+            Error::Url(_) | Error::Pooler { .. } => false,
         }
     }
 }

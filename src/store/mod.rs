@@ -2,6 +2,7 @@
 //!
 //! Every statement has a deadline: a connection that does not answer in time is dropped, never given back to the pool.
 
+mod address;
 pub mod cancel;
 pub mod claim;
 pub mod columns;
@@ -26,6 +27,7 @@ pub mod query;
 pub mod rearm;
 pub mod retention;
 pub mod retry;
+mod server;
 pub mod sweep;
 pub mod turns;
 pub mod types;
@@ -33,7 +35,6 @@ pub mod vacuum;
 pub mod workers;
 
 use std::{
-    str::FromStr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -45,14 +46,15 @@ use sea_orm::{DatabaseConnection, SqlxPostgresConnector};
 use sqlx::{
     FromRow, PgPool, Postgres,
     migrate::Migrator,
-    postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow},
+    postgres::{PgArguments, PgPoolOptions, PgRow},
     query::QueryAs,
 };
 
 use crate::config;
-use connect::Connector;
+pub use connect::Connector;
 use connections::{Connections, Doubt, sign_of_life};
 pub use error::{Cause, Error};
+use server::Server;
 
 /// Longest wait for a free connection. Shorter than what any caller is promised (2 s).
 const ACQUIRE: Duration = Duration::from_millis(1500);
@@ -71,7 +73,8 @@ pub struct Store {
     hot: Connections,
     /// Reads and admin, so that a flood of them can't hold up the hot path.
     reads: Connections,
-    options: PgConnectOptions,
+    connector: Connector,
+    server: Server,
     doubt: Doubt,
     /// Whether the schema is known to be there. Before that nothing is asked of it, so that a service that starts before
     /// its database says `unavailable` and not that a table is missing.
@@ -86,21 +89,10 @@ impl Store {
     /// # Errors
     /// [`Error::Url`] when the URL can't be read.
     pub fn open(config: &config::Database) -> Result<Self, Error> {
-        let options = PgConnectOptions::from_str(&config.url)
-            .map_err(|e| Error::Url(e.to_string()))?
-            .application_name("queue-service")
-            .options([
-                ("search_path", config.schema.as_str()),
-                ("statement_timeout", "5s"),
-                ("idle_in_transaction_session_timeout", "10s"),
-                ("timezone", "UTC"),
-                // Unnested arrays are estimated at a hundred rows whatever they hold; compiling for them costs more
-                // than it gains.
-                ("jit", "off"),
-            ]);
+        let connector = Connector::new(&config.url, &config.schema).map_err(Error::Url)?;
         // On a table without statistics the planner would scan it for batched updates until the first autoanalyze,
         // at a third of the speed or worse.
-        let hot = options.clone().options([("enable_seqscan", "off"), ("plan_cache_mode", "force_generic_plan")]);
+        let for_hot_path = connector.with([("enable_seqscan", "off"), ("plan_cache_mode", "force_generic_plan")]);
         let for_reads = (config.max_connections / 3).max(2);
         let for_hot = config.max_connections - for_reads;
         let doubt = Doubt::default();
@@ -119,11 +111,14 @@ impl Store {
         // sqlx asks a connection that comes back for a sign of life, and waits for it without end: a read that was cut
         // off on a silent connection would take its place in the pool away for good.
         let reads = pool(for_reads).after_release(|connection, _| Box::pin(sign_of_life(connection)));
+        let hot = for_hot_path.on(pool(for_hot)).connect_lazy_with(connector.server());
+        let reads = connector.on(reads).connect_lazy_with(connector.server());
         Ok(Self {
-            hot: Connections::new(pool(for_hot).connect_lazy_with(hot), for_hot, for_hot, doubt.clone()),
+            server: Server::new(connector.clone(), vec![hot.clone(), reads.clone()]),
+            hot: Connections::new(hot, for_hot, for_hot, doubt.clone()),
             // None is kept here: entities and handlers take theirs from the pool itself.
-            reads: Connections::new(reads.connect_lazy_with(options.clone()), for_reads, 0, doubt.clone()),
-            options,
+            reads: Connections::new(reads, for_reads, 0, doubt.clone()),
+            connector,
             doubt,
             migrated: Arc::default(),
             reach: grace::Reach::default(),
@@ -145,7 +140,15 @@ impl Store {
     /// # Errors
     /// As [`Store::migrate`].
     pub async fn migrate_with(&self, schema: &str, migrations: &Migrator) -> Result<(), Error> {
-        migrate::run(&Connector::new(self.options.clone()), schema, migrations).await?;
+        // Before anything is set in a session that may be somebody else's a moment later.
+        if self.connector.has_sessions().await == Some(false) {
+            return Err(Error::Pooler { server: self.connector.shown() });
+        }
+        migrate::run(&self.connector, schema, migrations).await.map_err(|e| match e {
+            migrate::Error::Away(source) => Error::Away { server: self.connector.shown(), source },
+            other => Error::Migrate(other),
+        })?;
+        self.server.answers();
         self.migrated.store(true, Ordering::SeqCst);
         Ok(())
     }
@@ -169,8 +172,21 @@ impl Store {
     }
 
     /// How to connect, for parts that need a connection of their own.
-    pub fn connect_options(&self) -> &PgConnectOptions {
-        &self.options
+    pub fn connector(&self) -> &Connector {
+        &self.connector
+    }
+
+    /// Which server can't be used and why, as far as it is known.
+    pub fn trouble(&self) -> Option<String> {
+        self.server.trouble()
+    }
+
+    /// Tells of what keeps the start waiting: when it is new, and then at a falling rate.
+    pub fn tell(&self, error: &Error) {
+        match error {
+            Error::Away { source, .. } => self.server.failed(&source.to_string()),
+            other => other.tell("waiting for the database"),
+        }
     }
 
     /// Ends all connections once they are idle.
@@ -238,7 +254,11 @@ impl Store {
     {
         let asked = std::time::Instant::now();
         let until = tokio::time::Instant::from_std(asked) + limit;
-        let failed = |e| {
+        let failed = |e: sqlx::Error| {
+            // Nothing of the server's own: nobody knows whether it is there.
+            if e.as_database_error().is_none() {
+                self.server.suspect();
+            }
             let error = Error::of(context, e);
             if error.is_transient() {
                 self.reach.lose();
@@ -246,6 +266,7 @@ impl Store {
             error
         };
         let too_late = || {
+            self.server.suspect();
             self.reach.lose();
             Error::Unavailable { context, source: None }
         };

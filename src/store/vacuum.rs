@@ -1,6 +1,6 @@
 //! Rows of finished jobs in the table of live ones: deleted, and still in the way until they are vacuumed.
 
-use sqlx::{ConnectOptions, Connection};
+use sqlx::Connection;
 
 use super::{Error, Store};
 
@@ -32,8 +32,7 @@ impl Store {
         let failed = |e| Error::of("vacuum", e);
         // That another vacuum is at work is no news.
         let settings = [("statement_timeout", "0"), ("client_min_messages", "error")];
-        let options = self.connect_options().clone().options(settings);
-        let mut one = options.connect().await.map_err(failed)?;
+        let mut one = self.connector().with(settings).connect().await.map_err(failed)?;
         sqlx::raw_sql(VACUUM).execute(&mut one).await.map_err(failed)?;
         one.close().await.map_err(failed)
     }

@@ -13,7 +13,7 @@ use std::{
 use tracing_subscriber::{EnvFilter, fmt::time::ChronoLocal};
 
 use crate::config::{Log, LogFormat};
-pub use seldom::Seldom;
+pub use seldom::{Seldom, warn_seldom};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

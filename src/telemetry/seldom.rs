@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    sync::{LazyLock, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -10,6 +11,16 @@ const FIRST: Duration = Duration::from_secs(10);
 const LONGEST: Duration = Duration::from_secs(600);
 /// Texts that are kept; beyond, the oldest would be said too often, which is better than to keep any number.
 const KEPT: usize = 64;
+
+/// Warns of this, unless it was told just before: then it goes to those who debug.
+pub fn warn_seldom(text: &str) {
+    static SAID: LazyLock<Mutex<Seldom>> = LazyLock::new(Mutex::default);
+    if SAID.lock().unwrap_or_else(PoisonError::into_inner).is_due(text, Instant::now()) {
+        tracing::warn!("{text}");
+    } else {
+        tracing::debug!("{text}");
+    }
+}
 
 /// What was said lately, and when each of it may be said again.
 #[derive(Debug, Default)]

@@ -11,7 +11,7 @@ use crate::{
     broker::events::{Event, EventState},
     faults::crash_point,
     flow::{Batcher, batcher::Size},
-    ops::{error::chain, lost},
+    ops::lost,
     store::{
         Error,
         claim::{Claim, Round},
@@ -65,7 +65,7 @@ impl Claimer {
             }
             Err(e) => {
                 self.doubt.notify_one();
-                tracing::warn!("could not claim: {}", chain(&e));
+                e.tell("could not claim");
                 tokio::time::sleep(PAUSE).await;
                 runs.iter().map(|_| None).collect()
             }

@@ -10,12 +10,17 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
+use sqlx::PgConnection;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Deps;
-use crate::{job::span::rounded, store::workers, supervise};
+use crate::{
+    job::span::rounded,
+    store::{Connector, workers},
+    supervise,
+    telemetry::Seldom,
+};
 
 /// Heartbeats in each lease.
 const IN_A_LEASE: u32 = 6;
@@ -35,7 +40,7 @@ impl Heartbeat {
         let (count, beats) = watch::channel(0);
         let pulse = Arc::new(AtomicU64::new(0));
         let beat = Arc::new(Beat {
-            options: deps.store.connect_options().clone(),
+            connector: deps.store.connector().clone(),
             worker_id,
             lease: deps.config.worker.lease,
             pulse: pulse.clone(),
@@ -65,7 +70,7 @@ impl Heartbeat {
 }
 
 struct Beat {
-    options: PgConnectOptions,
+    connector: Connector,
     worker_id: String,
     lease: Duration,
     /// Grows for as long as the runtime of the jobs runs tasks.
@@ -80,6 +85,7 @@ impl Beat {
         let mut connection: Option<PgConnection> = None;
         let mut ticks = tokio::time::interval(period);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut said = Seldom::default();
         loop {
             ticks.tick().await;
             let pulse = self.pulse.load(Relaxed);
@@ -95,7 +101,7 @@ impl Beat {
             }
             let beat = async {
                 if connection.is_none() {
-                    connection = Some(PgConnection::connect_with(&self.options).await?);
+                    connection = Some(self.connector.connect().await?);
                 }
                 let Some(connection) = &mut connection else { return Ok(()) };
                 workers::heartbeat(connection, &self.worker_id, self.lease)
@@ -103,17 +109,29 @@ impl Beat {
                     .map_err(|e| sqlx::Error::Protocol(e.to_string()))
             };
             match tokio::time::timeout(period.max(Duration::from_millis(500)), beat).await {
-                Ok(Ok(())) => self.count.send_modify(|count| *count += 1),
+                Ok(Ok(())) => {
+                    self.count.send_modify(|count| *count += 1);
+                    said.clear();
+                }
                 Ok(Err(e)) => {
-                    tracing::warn!("heartbeat failed, trying again: {e}");
+                    tell(&mut said, &format!("heartbeat failed, trying again: {e}"));
                     connection = None;
                 }
                 Err(_) => {
-                    tracing::warn!("heartbeat got no answer, trying again on a new connection");
+                    tell(&mut said, "heartbeat got no answer, trying again on a new connection");
                     connection = None;
                 }
             }
         }
+    }
+}
+
+/// Why the database can't be reached is told elsewhere, for all.
+fn tell(said: &mut Seldom, text: &str) {
+    if said.is_due("heartbeat", std::time::Instant::now()) {
+        tracing::warn!("{text}");
+    } else {
+        tracing::debug!("{text}");
     }
 }
 

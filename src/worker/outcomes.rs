@@ -66,7 +66,7 @@ async fn record(store: &Store, mut batch: Vec<Settlement>) -> Vec<Recorded> {
                 return recorded;
             }
             Err(e) => {
-                tracing::warn!("could not record {} outcomes, trying again: {e}", batch.len());
+                e.tell("could not record outcomes, trying again");
                 retried = Retried::Yes;
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_secs(1));

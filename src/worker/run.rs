@@ -30,7 +30,6 @@ use crate::{
         End, EndKind, Failure, FailureKind, Outcome, Verdict, Work, json::failure_of_payload, model::JobId, settle,
         span::rounded,
     },
-    ops::error::chain,
     store::{
         claim::{Claim, Claimed, Refused},
         finish::WakeUp,
@@ -98,7 +97,7 @@ async fn claim<'a>(shared: &'a Shared, run: &Arc<Run>) -> Option<(Box<Claimed>, 
         turn = Some(free);
         // Boxed, like all that is rare here: a task is as large as the largest thing that it may ever wait for.
         let claimed = Box::pin(super::claims::claim_alone(shared, run)).await;
-        claim = claimed.inspect_err(|e| tracing::warn!("could not claim: {}", chain(e))).unwrap_or_default();
+        claim = claimed.inspect_err(|e| e.tell("could not claim")).unwrap_or_default();
     }
     if let Some(Claim::Won(job)) = claim {
         return Some((job, turn));
@@ -298,7 +297,7 @@ async fn leave_outside(shared: &Shared, known: &Known, run: &Arc<Run>, job: &Cla
             // Its holder repeats what it has to say, and this worker's lease ends.
             Err(_) if shared.tasks.is_cut_off() => return,
             Err(e) => {
-                tracing::warn!("could not leave a run outside, trying again: {}", chain(&e));
+                e.tell("could not leave a run outside, trying again");
                 sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_secs(1));
             }

@@ -58,6 +58,7 @@ mod own;
 mod pause;
 mod plans;
 mod poison;
+mod pooler;
 mod probe;
 mod progress;
 mod protocol;
