@@ -55,6 +55,8 @@ pub(crate) struct Run {
     /// Of the claim; 0 before it.
     claimed: Mutex<(i64, u16)>,
     pub notes: Mutex<Arc<Notes>>,
+    /// Held while what it has said is being written.
+    writing: tokio::sync::Mutex<()>,
     /// What a program outside has said in the end.
     pub said: OnceLock<End>,
     /// Off before the message is answered: progress after a nak would cancel its delay.
@@ -74,6 +76,7 @@ impl Run {
             has_ended: AtomicBool::new(false),
             claimed: Mutex::default(),
             notes: Mutex::default(),
+            writing: tokio::sync::Mutex::default(),
             said: OnceLock::new(),
             keep_alive: Mutex::new(true),
             begun: AtomicBool::new(false),
@@ -331,7 +334,10 @@ pub(crate) async fn speak_for_runs(shared: Arc<Shared>, stop: CancellationToken)
 
 /// Writes what all handlers have said since the last time.
 async fn write_notes(shared: &Shared) {
-    write(shared, &shared.running.all()).await;
+    // What is being written for the end of a run is in hand.
+    let runs = shared.running.all();
+    let free = runs.iter().filter_map(|run| Some((run, run.writing.try_lock().ok()?))).collect();
+    write(shared, free).await;
 }
 
 /// Writes what one handler has said, before its outcome is recorded: a checkpoint must not get lost with it. Given up after
@@ -339,17 +345,19 @@ async fn write_notes(shared: &Shared) {
 pub(crate) async fn write_notes_of(shared: &Shared, run: &Arc<Run>) {
     let end = Instant::now() + PATIENCE;
     let mut pause = Duration::from_millis(50);
-    while !write(shared, std::slice::from_ref(run)).await && Instant::now() < end {
+    // Not beside those that were collected a moment ago: the outcome would overtake them, and they came too late.
+    while !write(shared, vec![(run, run.writing.lock().await)]).await && Instant::now() < end {
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(1));
     }
 }
 
 /// One statement for all, and then the news as events. `false`: nothing was written, and it is worth trying again.
-async fn write(shared: &Shared, runs: &[Arc<Run>]) -> bool {
+async fn write(shared: &Shared, runs: Vec<(&Arc<Run>, tokio::sync::MutexGuard<'_, ()>)>) -> bool {
     let mut notes = Vec::new();
     let mut said = Vec::new();
-    for run in runs {
+    let mut writing = Vec::new();
+    for (run, turn) in runs {
         let kept = run.notes.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let update = kept.take();
         if update.is_empty() {
@@ -357,6 +365,7 @@ async fn write(shared: &Shared, runs: &[Arc<Run>]) -> bool {
         }
         let (number, attempt) = run.claimed();
         notes.push(Note { id: run.id, run: number, update });
+        writing.push(turn);
         said.push((run, number, attempt, kept));
     }
     if notes.is_empty() {
