@@ -82,7 +82,7 @@ async function work(message: Msg, stop: AbortController) {
   const [id, run] = [header("Job-Id"), Number(header("Job-Run"))];
   const say = (news: object) => nc.publish(`${queue}.progress.${TYPE}.${id}`, JSON.stringify({ run, ...news }));
   // When this is over, nobody wants the result any more.
-  const alarm = setTimeout(() => stop.abort(), Date.parse(header("Job-Deadline")) - Date.now());
+  const alarm = setTimeout(() => stop.abort(), Number(header("Job-Timeout-Ms")));
   try {
     const result = await countWords(message.json<Job>(), say, stop.signal);
     message.respond(JSON.stringify(result));

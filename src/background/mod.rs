@@ -6,6 +6,7 @@
 mod counts;
 mod dead_letters;
 mod dead_workers;
+mod deadlines;
 mod discovery;
 mod grace;
 mod notices;
@@ -64,6 +65,7 @@ pub fn start(deps: &Deps, stop: &CancellationToken, tasks: &Tasks) {
     keep!("lanes", topology::note_lanes);
     keep!("sweep", sweep::work);
     keep!("dead-workers", dead_workers::work);
+    keep!("deadlines", deadlines::work);
     keep!("grace", grace::work);
     keep!("retention", retention::work);
     keep!("counts", counts::work);

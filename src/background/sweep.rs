@@ -28,8 +28,8 @@ impl Sweep {
     /// The database or the broker is away; what was repaired before stays so.
     pub async fn run_once(&self) -> Result<(), Error> {
         self.free_jobs_of_the_dead().await?;
-        let Deps { store, broker, relay, config, .. } = &self.0;
-        lost::end_outside(store, broker, relay, config.worker.cancel_grace).await?;
+        let Deps { store, broker, relay, config, types, .. } = &self.0;
+        lost::Ender { store, broker, relay, types }.end_all(config.worker.cancel_grace).await?;
         store.forget_dead_workers().await?;
         store.forget_held().await?;
         // The only part that needs the stream; where the broker refuses it, that is noted there.

@@ -233,11 +233,13 @@ impl Office {
     }
 
     fn job(&self, payload: &RawValue, id: JobId, run: i64, lease: Duration) -> Value {
-        let deadline = (Utc::now() + Duration::from_secs(300)).to_rfc3339_opts(SecondsFormat::Micros, true);
+        const LEFT: Duration = Duration::from_secs(300);
+        let deadline = (Utc::now() + LEFT).to_rfc3339_opts(SecondsFormat::Micros, true);
         let mut job = super::job(&self.job_type, id, payload, None);
         job["workerId"] = self.worker.clone().into();
         job["run"] = run.into();
         job["deadline"] = deadline.into();
+        job["timeoutMs"] = (LEFT.as_millis() as u64).into();
         job["leaseMs"] = (lease.as_millis() as u64).into();
         job["traceparent"] = Trace::of_job(id).of_run(id, run).to_string().into();
         job

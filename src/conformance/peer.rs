@@ -103,6 +103,7 @@ impl Peer {
             ("Job-Attempt", "1".to_owned()),
             ("Job-Run", run.to_string()),
             ("Job-Deadline", deadline),
+            ("Job-Timeout-Ms", within.as_millis().to_string()),
             ("traceparent", Trace::of_job(id).of_run(id, run).to_string()),
             // A later version of the service may say more.
             ("Job-Of-Later-Versions", "yes".to_owned()),

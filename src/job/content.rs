@@ -54,7 +54,8 @@ pub fn are_equal(one: &str, other: &str) -> bool {
     one == other || lines_of(one) == lines_of(other)
 }
 
-fn lines_of(payload: &str) -> String {
+/// A text for a value, the same for every spelling of it.
+pub(super) fn lines_of(payload: &str) -> String {
     // Only SQL takes others, and nobody is given them.
     if json::check_kept(payload.as_bytes()).is_err() {
         return format!("raw {payload}\n");

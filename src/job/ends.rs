@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use serde_json::{Number, Value, value::RawValue};
+use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use super::{Failure, FailureKind};
+use super::{Failure, FailureKind, content};
 
 /// What ended it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ impl End {
     }
 
     pub fn result(result: &RawValue) -> Self {
-        Self::said(EndKind::Result, &canonical(result))
+        Self::said(EndKind::Result, &content::lines_of(result.get()))
     }
 
     pub fn failure(failure: &Failure) -> Self {
@@ -78,29 +78,6 @@ impl End {
     }
 }
 
-/// One spelling for equal values: keys in order, no white space, integers without a fraction. serde_json's map sorts its keys, as
-/// long as the feature `preserve_order` is off; a test holds it.
-fn canonical(raw: &RawValue) -> String {
-    // What can't be read as a value (too deep, a lone surrogate) has only its own spelling.
-    serde_json::from_str(raw.get()).map_or_else(|_| raw.get().to_owned(), |value| plain(value).to_string())
-}
-
-fn plain(value: Value) -> Value {
-    match value {
-        Value::Number(number) => Value::Number(whole(&number).unwrap_or(number)),
-        Value::Array(items) => Value::Array(items.into_iter().map(plain).collect()),
-        Value::Object(map) => Value::Object(map.into_iter().map(|(key, value)| (key, plain(value))).collect()),
-        other => other,
-    }
-}
-
-/// `1.0` and `1e0` are the integer 1; beyond 2^53 a fraction can't tell integers apart.
-fn whole(number: &Number) -> Option<Number> {
-    const EXACT: f64 = 9_007_199_254_740_992.0;
-    let float = number.as_f64().filter(|_| number.is_f64())?;
-    (float.fract() == 0.0 && float.abs() <= EXACT).then(|| Number::from(float as i64))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,7 +93,7 @@ mod tests {
             assert_ne!(result(r#"{"a":0,"b":[1,"é"]}"#), result(other));
         }
         assert_ne!(result("9007199254740993"), result("9007199254740992"));
-        // No value that Rust can hold, and an end all the same.
+        // Nothing that could be stored, and an end all the same.
         assert_eq!(result(r#""\ud800""#), result(r#""\ud800""#));
     }
 

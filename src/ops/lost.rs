@@ -1,4 +1,4 @@
-//! Ends runs whose holder vanished, and tells what became of their jobs: it can't do so itself.
+//! Ends runs whose holder vanished or whose time is up, and tells what became of their jobs: the holder can't do so itself.
 
 use std::time::Duration;
 
@@ -9,12 +9,14 @@ use crate::{
         Broker,
         events::{Event, EventState},
     },
-    job::{End, EndKind, Status, Verdict, model::JobId},
+    job::{End, EndKind, Failure, FailureKind, Outcome, Status, Verdict, model::JobId, settle, span::rounded},
+    ops::news::{About, News},
     store::{
         Error, Store,
         finish::{Recorded, Retried, Settlement},
-        sweep::{Freed, SLICE, WakeUp},
+        sweep::{Freed, Over, SLICE, WakeUp},
     },
+    types::Types,
 };
 
 /// Publishes the end of each lost run, and rings the relay for their wake-ups and dead letters. To be called before the next
@@ -35,41 +37,90 @@ pub(crate) async fn free(store: &Store, broker: &Broker, relay: &Notify, ids: &[
     Ok(freed.len())
 }
 
-/// Ends runs outside that are over by the clock: those whose lease is over go to somebody else, and those that did not stop
-/// within `grace` though their job is cancelled are held to be stopped.
-pub(crate) async fn end_outside(store: &Store, broker: &Broker, relay: &Notify, grace: Duration) -> Result<(), Error> {
-    loop {
-        let ended = store.ended_outside(SLICE, grace).await?;
-        // Asked after the look, which may be the first after an outage.
-        if !store.may_end_outside() {
-            return Ok(());
+/// Who ends runs outside that are over by the clock.
+pub(crate) struct Ender<'a> {
+    pub store: &'a Store,
+    pub broker: &'a Broker,
+    pub relay: &'a Notify,
+    pub types: &'a Types,
+}
+
+impl Ender<'_> {
+    /// Ends those whose lease is over, which go to somebody else, those whose time is up, and those that did not stop within
+    /// `grace` though their job is cancelled.
+    pub async fn end_all(&self, grace: Duration) -> Result<(), Error> {
+        loop {
+            let over = self.store.ended_outside(SLICE, grace).await?;
+            // Asked after the look, which may be the first after an outage.
+            if !self.store.may_end_outside() {
+                return Ok(());
+            }
+            self.end(&over).await?;
+            if over.len() < SLICE as usize {
+                return Ok(());
+            }
         }
-        let of = |cancelled: bool| ended.iter().filter(move |row| row.2 == cancelled);
-        let lost: Vec<JobId> = of(false).map(|row| row.0).collect();
-        let freed = free(store, broker, relay, &lost).await?;
-        for (id, run, _) in of(true) {
-            end_cancelled(store, broker, *id, *run).await?;
+    }
+
+    /// Ends those whose time is up.
+    pub async fn end_too_late(&self) -> Result<(), Error> {
+        loop {
+            let over = self.store.too_late_outside(SLICE).await?;
+            if !self.store.may_end_outside() {
+                return Ok(());
+            }
+            self.end(&over).await?;
+            if over.len() < SLICE as usize {
+                return Ok(());
+            }
         }
+    }
+
+    async fn end(&self, over: &[Over]) -> Result<(), Error> {
+        let lost: Vec<JobId> = over.iter().filter(|run| !run.cancelled && !run.too_late).map(|run| run.id).collect();
+        let freed = free(self.store, self.broker, self.relay, &lost).await?;
         if freed > 0 {
             tracing::warn!("freed {freed} jobs that programs outside have not finished in time");
         }
-        if ended.len() < SLICE as usize {
+        let ended: Vec<&Over> = over.iter().filter(|run| run.cancelled || run.too_late).collect();
+        if ended.is_empty() {
             return Ok(());
         }
+        let settlements: Vec<Settlement> = ended.iter().map(|run| self.settle(run)).collect();
+        let news: Vec<News> = settlements.iter().map(|settlement| News::of(&settlement.verdict)).collect();
+        let recorded = self.store.finish(&settlements, Retried::No).await?;
+        for ((run, news), recorded) in ended.iter().zip(news).zip(recorded) {
+            // Else somebody was quicker.
+            if let Recorded::As(status) = recorded {
+                let about =
+                    About { id: run.id, job_type: &run.r#type, attempt: run.attempt as u16, worker_id: &run.worker_id };
+                news.tell(self.broker, &about, status).await;
+            }
+        }
+        self.relay.notify_one();
+        Ok(())
+    }
+
+    fn settle(&self, run: &Over) -> Settlement {
+        let (kind, verdict) = if run.cancelled {
+            (EndKind::Cancel, Verdict::Cancel)
+        } else {
+            let types = self.types.now();
+            let settings = types.get(&run.r#type).map(|known| &known.settings);
+            let of_job = run.timeout_ms.map(|ms| Duration::from_millis(ms.unsigned_abs()));
+            let outcome = Outcome::Failed(too_late(of_job.or(settings.map(|settings| settings.timeout))));
+            let policy = settings.map(|settings| settings.retry.clone()).unwrap_or_default();
+            (EndKind::Timeout, settle(run.attempt as u16, run.max_attempts as u16, &policy, outcome, rand::random()))
+        };
+        let end = Some(End::unsaid(kind));
+        Settlement { id: run.id, run: run.run, verdict, wake_up: WakeUp::Outbox, end }
     }
 }
 
-async fn end_cancelled(store: &Store, broker: &Broker, id: JobId, run: i64) -> Result<(), Error> {
-    let end = Some(End::unsaid(EndKind::Cancel));
-    let settlement = Settlement { id, run, verdict: Verdict::Cancel, wake_up: WakeUp::Outbox, end };
-    let recorded = store.finish(&[settlement], Retried::No).await?;
-    if recorded == [Recorded::As(Status::Cancelled)]
-        && let Some(job) = store.job(id).await?
-    {
-        let worker = job.worker_id.as_deref();
-        broker.emit(&[Event::new(id, &job.r#type, EventState::Cancelled, job.attempt as u16, worker)]).await;
-    }
-    Ok(())
+/// The failure of a run whose time is up.
+fn too_late(timeout: Option<Duration>) -> Failure {
+    let of = timeout.map(|span| format!(" of {}", rounded(span))).unwrap_or_default();
+    Failure::new(FailureKind::Timeout, format!("the attempt took longer than its timeout{of}"))
 }
 
 fn event(job: &Freed) -> Event<'_> {

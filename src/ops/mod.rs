@@ -87,7 +87,7 @@ impl Ops {
         let outcomes = outcomes::start("ends-outside", &deps.store, tasks);
         let grace = deps.config.worker.cancel_grace;
         let Deps { store, broker, publisher, config, types, relay } = deps;
-        let desk = Arc::new(work::Desk::new(store.clone(), broker.clone(), relay.clone(), grace, tasks));
+        let desk = Arc::new(work::Desk::new(store.clone(), broker.clone(), relay.clone(), types.clone(), grace, tasks));
         let waits = Arc::new(tokio::sync::Semaphore::new(MAX_WAITS));
         let supervisor = tasks.supervisor().clone();
         Self { store, broker, publisher, config, types, intake, outcomes, relay, desk, supervisor, waits }

@@ -493,6 +493,8 @@ pub struct FetchedJob {
     /// When the run is over whatever its holder does.
     #[serde(serialize_with = "time")]
     pub deadline: DateTime<Utc>,
+    /// The time that is left until then, in milliseconds, when this was sent: clocks may differ.
+    pub timeout_ms: u64,
     pub lease_ms: i64,
     /// The W3C trace of whoever asked for the job, or the job's own, with a span for this run.
     pub traceparent: String,

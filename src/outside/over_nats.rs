@@ -75,9 +75,9 @@ impl OverNats {
         if ctx.time_left() <= self.callers.lease || self.heartbeat.is_some() {
             return;
         }
-        // We end it ourselves at its time; only when we are gone does this lease count.
-        let left = ctx.time_left() + self.callers.lease;
-        if let Err(e) = self.callers.store.leave_outside(ctx.job_id, ctx.run, left, None).await {
+        // We end it ourselves at its time; only when we are gone does anybody else.
+        let (left, grace) = (ctx.time_left(), self.callers.lease);
+        if let Err(e) = self.callers.store.leave_outside(ctx.job_id, ctx.run, left, None, grace).await {
             tracing::debug!(job.id = %ctx.job_id, "job {} has the lease of this process alone: {e}", ctx.job_id);
         }
     }

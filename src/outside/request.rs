@@ -25,13 +25,15 @@ pub fn body(job: &Job, checkpoint: Option<&RawValue>) -> serde_json::Result<Vec<
 }
 
 /// The headers of a request. `now`: by the clock of this process.
-pub fn headers(ctx: &RunContext, now: DateTime<Utc>) -> [(&'static str, String); 6] {
+pub fn headers(ctx: &RunContext, now: DateTime<Utc>) -> [(&'static str, String); 7] {
+    let left = ctx.time_left();
     [
         ("Job-Id", ctx.job_id.to_string()),
         ("Job-Type", ctx.job_type.to_string()),
         ("Job-Attempt", ctx.attempt.to_string()),
         ("Job-Run", ctx.run.to_string()),
-        ("Job-Deadline", deadline(now, ctx.time_left())),
+        ("Job-Deadline", deadline(now, left)),
+        ("Job-Timeout-Ms", left.as_millis().to_string()),
         ("traceparent", ctx.trace.to_string()),
     ]
 }

@@ -36,7 +36,8 @@ pub enum State {
 const RENEW: &str = concat!(
     r#"
 UPDATE jobs AS j
-SET lease_until = coalesce(least(clock_timestamp() + j.lease_ms * interval '1 millisecond', j.deadline), j.lease_until),
+SET lease_until = CASE WHEN j.lease_ms IS NULL THEN j.lease_until
+                       ELSE least(clock_timestamp() + j.lease_ms * interval '1 millisecond', j.deadline) END,
     progress = "#,
     progress!(),
     r#", checkpoint = coalesce(n.checkpoint::json, j.checkpoint)
@@ -50,7 +51,7 @@ RETURNING j.id, j.run, j.type, j.attempt, coalesce(j.worker_id, ''), j.cancel_re
 
 const LEAVE: &str = r#"
 UPDATE jobs SET deadline = clock_timestamp() + $3 * interval '1 millisecond', lease_ms = $4,
-       lease_until = clock_timestamp() + coalesce(least($3, $4), $3) * interval '1 millisecond'
+       lease_until = clock_timestamp() + (least($3, $4) + $5) * interval '1 millisecond'
 WHERE id = $1 AND run = $2 AND status = 'processing' RETURNING id"#;
 
 /// A run whose lease was renewed.
@@ -98,8 +99,8 @@ impl Store {
     }
 
     /// Leaves a run to the program outside that does it: from now on it is held by a lease of its own, whatever becomes of
-    /// this process, until `left` is over or, where a `heartbeat` is due, that is missing. `false`: the run is not this
-    /// worker's any more.
+    /// this process, until `left` is over or, where a `heartbeat` is due, that is missing. `grace`: so much later somebody acts
+    /// on it. `false`: the run is not this worker's any more.
     ///
     /// # Errors
     /// As for every statement.
@@ -109,9 +110,11 @@ impl Store {
         run: i64,
         left: Duration,
         heartbeat: Option<Duration>,
+        grace: Duration,
     ) -> Result<bool, Error> {
         let heartbeat = heartbeat.map(|span| span.as_millis() as i32);
-        let query = sqlx::query_as(LEAVE).bind(id).bind(run).bind(left.as_millis() as i64).bind(heartbeat);
+        let (left, grace) = (left.as_millis() as i64, grace.as_millis() as i64);
+        let query = sqlx::query_as(LEAVE).bind(id).bind(run).bind(left).bind(heartbeat).bind(grace);
         let rows: Vec<(Uuid,)> = self.hot_all("leave a run outside", query).await?;
         Ok(!rows.is_empty())
     }

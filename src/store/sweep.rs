@@ -16,23 +16,54 @@ use crate::job::{End, EndKind, Failure, FailureKind, Status, Verdict};
 /// Jobs freed or put back into the outbox per statement, so that no statement holds locks for long.
 pub const SLICE: i64 = 1000;
 
-/// Jobs of dead workers; a worker's death is its lease's end by the database's clock.
+/// Jobs of dead workers; a worker's death is its lease's end by the database's clock. Not those whose time is up as well:
+/// they end as too late ([`Store::ended_outside`]).
 const LOST: &str = r#"
 SELECT j.id, j.type, j.run, j.attempt, j.max_attempts, j.worker_id
 FROM jobs j LEFT JOIN workers w ON w.id = j.worker_id
 WHERE j.id = ANY($1) AND j.status = 'processing' AND (j.lease_until IS NULL OR $2)
-  AND coalesce(j.lease_until, w.expires_at, '-infinity') < clock_timestamp()"#;
+  AND coalesce(j.lease_until, w.expires_at, '-infinity') < clock_timestamp()
+  AND (j.deadline IS NULL OR j.deadline > clock_timestamp())"#;
 
 const HELD_BY_DEAD: &str = r#"
 SELECT j.id FROM jobs j WHERE j.status = 'processing' AND j.lease_until IS NULL
    AND j.worker_id IN (SELECT id FROM workers WHERE expires_at < clock_timestamp()) LIMIT $1"#;
 
+macro_rules! over {
+    ($when:literal) => {
+        concat!(
+            "SELECT id, type, run, attempt, max_attempts, worker_id, timeout_ms, cancel_requested_at IS NOT NULL AS cancelled,
+                    deadline <= clock_timestamp() IS TRUE AS too_late
+             FROM jobs WHERE lease_until IS NOT NULL AND status = 'processing' AND ",
+            $when,
+            " LIMIT $1"
+        )
+    };
+}
+
 /// Runs outside whose lease is over, or which did not stop though their job was cancelled `$2` ms ago.
-const ENDED_OUTSIDE: &str = r#"
-SELECT id, run, cancel_requested_at IS NOT NULL AS cancelled FROM jobs
-WHERE lease_until IS NOT NULL AND status = 'processing'
-  AND (lease_until < clock_timestamp() OR cancel_requested_at < clock_timestamp() - $2 * interval '1 millisecond')
-LIMIT $1"#;
+const ENDED_OUTSIDE: &str = over!(
+    "(lease_until < clock_timestamp() OR cancel_requested_at < clock_timestamp() - $2 * interval '1 millisecond')"
+);
+
+/// Runs outside whose time is up. By the time of the statement's begin: only that is looked up in the index.
+const TOO_LATE: &str = over!("lease_until < now() AND deadline <= now()");
+
+/// A run outside that is over by the clock.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub struct Over {
+    pub id: Uuid,
+    pub r#type: String,
+    pub run: i64,
+    pub attempt: i16,
+    pub max_attempts: i16,
+    pub worker_id: String,
+    pub timeout_ms: Option<i64>,
+    /// Its job is cancelled.
+    pub cancelled: bool,
+    /// Its deadline has passed, and not only its lease.
+    pub too_late: bool,
+}
 
 /// A run whose holder is not going to end it.
 #[derive(Clone, Debug, sqlx::FromRow)]
@@ -143,14 +174,21 @@ impl Store {
         Ok(rows.into_iter().map(|(id,)| id).collect())
     }
 
-    /// Up to `limit` runs outside that are over by the clock: (id, run, whether the job is cancelled). A cancelled one may
-    /// take `grace` to stop by itself.
+    /// Up to `limit` runs outside that are over by the clock. A cancelled one may take `grace` to stop by itself.
     ///
     /// # Errors
     /// As for every statement.
-    pub async fn ended_outside(&self, limit: i64, grace: Duration) -> Result<Vec<(Uuid, i64, bool)>, Error> {
+    pub async fn ended_outside(&self, limit: i64, grace: Duration) -> Result<Vec<Over>, Error> {
         let query = sqlx::query_as(ENDED_OUTSIDE).bind(limit).bind(grace.as_millis() as i64);
         self.read_all("find runs outside that are over", query).await
+    }
+
+    /// Up to `limit` runs outside whose time is up.
+    ///
+    /// # Errors
+    /// As for every statement.
+    pub async fn too_late_outside(&self, limit: i64) -> Result<Vec<Over>, Error> {
+        self.read_all("find runs outside whose time is up", sqlx::query_as(TOO_LATE).bind(limit)).await
     }
 
     /// Whether any worker's lease has run out; the cheap question before [`Store::held_by_dead_workers`].

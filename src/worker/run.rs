@@ -292,7 +292,7 @@ async fn leave_outside(shared: &Shared, known: &Known, run: &Arc<Run>, job: &Cla
     let mut pause = Duration::from_millis(50);
     // Not before that is written: the job would be nobody's for as long as this worker lives.
     let ours = loop {
-        match shared.deps.store.leave_outside(job.id, job.run, left, known.heartbeat).await {
+        match shared.deps.store.leave_outside(job.id, job.run, left, known.heartbeat, Duration::ZERO).await {
             Ok(ours) => break ours,
             // Its holder repeats what it has to say, and this worker's lease ends.
             Err(_) if shared.tasks.is_cut_off() => return,

@@ -18,6 +18,7 @@ mod conformance;
 mod crash;
 mod database;
 mod dead_letter;
+mod deadlines;
 mod delay;
 mod dev;
 mod disk;

@@ -163,3 +163,26 @@ async fn private_addresses_and_bad_secrets_are_refused_when_the_type_is_made() {
     }
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_accepted_is_too_late_at_its_deadline_and_the_time_left_is_told() {
+    let mut web = Web::start().await;
+    let service = start(&web.url, json!({"timeout": "1s", "maxAttempts": 1})).await;
+    let id = job(&service).await;
+    let (headers, _) = web.answer(202, &[], "").await;
+    let left: u64 = headers["job-timeout-ms"].to_str().unwrap().parse().unwrap();
+    assert!((1..=1000).contains(&left), "{left}");
+    let deadline: chrono::DateTime<chrono::Utc> = headers["job-deadline"].to_str().unwrap().parse().unwrap();
+    let failed = service.finished(&id).await;
+    assert_eq!((&failed["status"], &failed["errors"][0]["kind"]), (&json!("failed"), &json!("timeout")));
+    let after = (crate::harness::time(&failed["errors"][0]["at"]) - deadline).num_milliseconds();
+    assert!((-5..=2000).contains(&after), "{after} ms after its deadline");
+    let finish = json!({"run": 1, "result": 7}).to_string();
+    let late = reqwest::Client::new().post(service.url(&format!("/jobs/{id}/finish"))).body(finish);
+    let late = late.header("content-type", "application/json").send().await.unwrap();
+    assert_eq!(
+        (late.status().as_u16(), late.json::<Value>().await.unwrap()["code"].clone()),
+        (409, json!("lease_lost"))
+    );
+    service.stop().await;
+}

@@ -321,6 +321,22 @@ async fn no_vacuum_gives_pages_back_for_which_it_would_lock_everybody_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_look_for_runs_that_are_too_late_reads_nothing_of_those_that_are_not() {
+    let (place, database) = place_with(&[]).await;
+    let rows = "
+        INSERT INTO jobs (id, type, max_attempts, payload) SELECT uuid_v7(), 'probe', 1, '{}' FROM generate_series(1, 20000);
+        INSERT INTO jobs (id, type, max_attempts, payload, status, attempt, run, worker_id, started_at, lease_until, deadline)
+        SELECT uuid_v7(), 'probe', 1, '{}', 'processing', 1, 1, 'w', now(), ends, ends
+        FROM generate_series(1, 2000) AS n, LATERAL (SELECT now() + CASE WHEN n % 40 = 0 THEN '-1 s' ELSE '1 h' END::interval) AS t (ends)";
+    sqlx::raw_sql(rows).execute(&database).await.unwrap();
+    sqlx::query("ANALYZE").execute(&database).await.unwrap();
+    let look = async |store: &Store| store.too_late_outside(1000).await.unwrap().len();
+    let (found, read) = reading(&place, &database, look).await;
+    assert_eq!(found, 50);
+    assert!(read < 200, "{read} rows were read");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_list_of_what_runs_reads_nothing_of_what_waits() {
     const WAITING: usize = 20_000;
     let place = Place::new().await;

@@ -264,6 +264,31 @@ async fn a_paused_type_gives_nothing_until_it_is_resumed() {
     service.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_gets_nothing_of_a_type_whose_work_is_others_by_now() {
+    let (_place, service) = with_type(json!({})).await;
+    for (definition, path) in [
+        (json!({"type": TYPE, "handler": "nats"}), "work.fetch"),
+        (json!({"type": TYPE, "handler": "http", "url": "https://example.org/"}), "work.fetch"),
+    ] {
+        let mut patient = wish(1);
+        patient["waitMs"] = json!(2000);
+        let (answer, id) = tokio::join!(service.ask(path, patient.to_string()), async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            service.call("registerType", definition).await;
+            enqueue(&service, 1).await.remove(0)
+        });
+        // Nothing in time, or a refusal as for one who asks now.
+        match answer.code() {
+            None => assert_eq!(answer.body, json!({"jobs": []})),
+            Some(code) => assert_eq!((code, &answer.body["errors"][0]["path"]), ("invalid_request", &json!("/types"))),
+        }
+        service.call("cancelJob", json!({"jobId": id})).await;
+        register(&service, json!({})).await;
+    }
+    service.stop().await;
+}
+
 /// Lanes are consumers of their own, which answer when they can: single jobs may overtake, most don't.
 #[tokio::test(flavor = "multi_thread")]
 async fn higher_lanes_go_first() {

@@ -52,7 +52,7 @@ impl<'a> Run<'a> {
                 if self.held == Held::Accepted {
                     handler.reply(&request, &[("Job-Accepted", "true")], "").await;
                     // As long as somebody waits for the reply, the run has more time on record than it is given.
-                    let left = "SELECT deadline - started_at < interval '3600.6 s' FROM jobs WHERE id = $1";
+                    let left = "SELECT lease_until - started_at < interval '3600.6 s' FROM jobs WHERE id = $1";
                     let (database, id) = (database(self.service).await, self.id.parse::<uuid::Uuid>().unwrap());
                     until(async || {
                         let is_left = sqlx::query_scalar::<_, Option<bool>>(left).bind(id).fetch_one(&database).await;

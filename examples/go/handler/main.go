@@ -13,6 +13,7 @@ import (
 	"log"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -92,11 +93,11 @@ func (h *handler) work(request micro.Request) {
 	defer h.ended.Done()
 	id, run := request.Headers().Get("Job-Id"), json.RawMessage(request.Headers().Get("Job-Run"))
 	// When this is over, nobody wants the result any more.
-	deadline, err := time.Parse(time.RFC3339, request.Headers().Get("Job-Deadline"))
+	left, err := strconv.Atoi(request.Headers().Get("Job-Timeout-Ms"))
 	if err != nil {
-		deadline = time.Now().Add(time.Minute)
+		left = 60_000
 	}
-	ctx, stop := context.WithDeadline(context.Background(), deadline)
+	ctx, stop := context.WithTimeout(context.Background(), time.Duration(left)*time.Millisecond)
 	defer stop()
 	h.running.Store(id, stop)
 	defer h.running.Delete(id)

@@ -24,13 +24,14 @@ use crate::{
         pull::{AckHandle, Delivery, LanePull},
     },
     flow::Unanswered,
-    job::{Trace, model::JobId},
+    job::{Trace, Work, model::JobId},
     ops::{Ops, error::ApiError, lost},
     store::{
         Store,
         claim::{Claim, Claimed, Lease},
     },
     supervise::{Name, Tasks},
+    types::Types,
     worker::run::put_off,
 };
 
@@ -54,6 +55,8 @@ pub(crate) struct Fetched {
     pub run: i64,
     pub checkpoint: Option<Box<RawValue>>,
     pub deadline: DateTime<Utc>,
+    /// The same as this process measures it: at this time at the latest.
+    pub ends: Instant,
     pub trace: Trace,
 }
 
@@ -70,6 +73,7 @@ struct Supplies {
     store: Store,
     broker: Broker,
     relay: Arc<Notify>,
+    types: Types,
     cancel_grace: Duration,
 }
 
@@ -77,8 +81,15 @@ struct Supplies {
 type Hand = mpsc::Sender<Delivery>;
 
 impl Desk {
-    pub fn new(store: Store, broker: Broker, relay: Arc<Notify>, cancel_grace: Duration, tasks: &Tasks) -> Self {
-        let supplies = Supplies { store, broker, relay, cancel_grace };
+    pub fn new(
+        store: Store,
+        broker: Broker,
+        relay: Arc<Notify>,
+        types: Types,
+        cancel_grace: Duration,
+        tasks: &Tasks,
+    ) -> Self {
+        let supplies = Supplies { store, broker, relay, types, cancel_grace };
         Self { supplies, trays: Mutex::default(), tasks: tasks.clone() }
     }
 
@@ -94,6 +105,10 @@ impl Desk {
                 return Ok(Vec::new());
             }
             let claimed = self.claim(ops, &wish, deliveries).await?;
+            if claimed.is_empty() {
+                // As whoever asks now is told, should a type be fetched no more.
+                ops.check_fetched(&wish.types)?;
+            }
             if !claimed.is_empty() || Instant::now() >= end {
                 return Ok(claimed);
             }
@@ -150,6 +165,7 @@ impl Desk {
 
     async fn claim(&self, ops: &Ops, wish: &Wish, deliveries: Vec<Delivery>) -> Result<Vec<Fetched>, ApiError> {
         let Supplies { store, broker, relay, .. } = &self.supplies;
+        let began = Instant::now();
         let mut by_type: HashMap<String, Vec<(JobId, AckHandle)>> = HashMap::new();
         for delivery in deliveries {
             match delivery.split() {
@@ -160,7 +176,13 @@ impl Desk {
         let mut all = Vec::new();
         let types = ops.types.now();
         for (name, messages) in by_type {
-            let Some(known) = types.get(&name) else { continue };
+            let Some(known) = types.get(&name).filter(|known| known.handler.work == Work::Pull) else {
+                // Its work is others' by now: theirs at once.
+                for (_, ack) in &messages {
+                    ack.nak(broker, Duration::ZERO).await;
+                }
+                continue;
+            };
             let wanted: Vec<_> = messages.iter().map(|(id, _)| (*id, name.clone())).collect();
             let lease = Lease { lease: wish.lease, timeout: known.settings.timeout };
             let round = match store.claim_outside(&wanted, &wish.worker_id, lease).await {
@@ -177,7 +199,8 @@ impl Desk {
                 match claim {
                     Claim::Won(job) => {
                         ack.ack(broker).await;
-                        all.push(*job);
+                        let timeout = job.timeout_ms.map(|ms| Duration::from_millis(ms.unsigned_abs()));
+                        all.push((*job, began + timeout.unwrap_or(lease.timeout)));
                     }
                     Claim::Refused(refused) => put_off(broker, ack, *id, refused, wish.lease).await,
                 }
@@ -185,15 +208,18 @@ impl Desk {
         }
         let events: Vec<Event> = all
             .iter()
-            .map(|job| Event::new(job.id, &job.r#type, EventState::Started, job.attempt as u16, Some(&wish.worker_id)))
+            .map(|(job, _)| {
+                Event::new(job.id, &job.r#type, EventState::Started, job.attempt as u16, Some(&wish.worker_id))
+            })
             .collect();
         broker.emit(&events).await;
         Ok(all.into_iter().map(fetched).collect())
     }
 }
 
-fn fetched(job: Claimed) -> Fetched {
+fn fetched((job, ends): (Claimed, Instant)) -> Fetched {
     Fetched {
+        ends,
         trace: job.trace(),
         id: job.id,
         run: job.run,
@@ -258,8 +284,8 @@ async fn hand_out(broker: &Broker, waiting: &mut VecDeque<Hand>, delivery: Optio
 
 /// Leases that are over give work to those who wait, sooner than the sweep would see it.
 async fn end_outside(supplies: &Supplies) {
-    let Supplies { store, broker, relay, cancel_grace } = supplies;
-    if let Err(e) = lost::end_outside(store, broker, relay, *cancel_grace).await {
+    let Supplies { store, broker, relay, types, cancel_grace } = supplies;
+    if let Err(e) = (lost::Ender { store, broker, relay, types }.end_all(*cancel_grace).await) {
         tracing::debug!("could not look for leases that are over: {e}");
     }
 }

@@ -8,6 +8,8 @@ pub(crate) use desk::Desk;
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::{
     Ops, Scope,
     error::{ApiError, Code},
@@ -63,6 +65,7 @@ impl Ops {
                 run: job.run,
                 checkpoint: job.checkpoint,
                 deadline: job.deadline,
+                timeout_ms: job.ends.saturating_duration_since(Instant::now()).as_millis() as u64,
                 traceparent: job.trace.to_string(),
                 lease_ms: lease.as_millis() as i64,
             });
@@ -83,18 +86,26 @@ impl Ops {
         if types.is_empty() || types.len() > MAX_TYPES {
             return Err(fault(format!("1 to {MAX_TYPES} types are needed")));
         }
+        if let Some(other) = types.iter().find(|name| scope.is_some_and(|scope| scope.as_str() != *name)) {
+            return Err(fault(format!("{} is not the type of the subject", quoted(other))));
+        }
+        self.check_fetched(&types)?;
+        Ok(types)
+    }
+
+    /// # Errors
+    /// `unknown_type`, or `invalid_request` where others than those who fetch do the work of one.
+    fn check_fetched(&self, types: &[String]) -> Result<(), ApiError> {
         let now = self.types.now();
-        for name in &types {
-            if scope.is_some_and(|scope| scope.as_str() != name) {
-                return Err(fault(format!("{} is not the type of the subject", quoted(name))));
-            }
+        for name in types {
             let known = now.get(name).ok_or_else(|| self.unknown_type(name))?;
             if known.handler.work != Work::Pull {
                 let work = known.handler.work.as_str();
-                return Err(fault(format!("'{name}' is not fetched: its handler is {work}; register it as pull")));
+                let message = format!("'{name}' is not fetched: its handler is {work}; register it as pull");
+                return Err(ApiError::fault(Code::InvalidRequest, "/types", message));
             }
         }
-        Ok(types)
+        Ok(())
     }
 }
 

@@ -7,7 +7,6 @@ import io.nats.service.Service;
 import io.nats.service.ServiceEndpoint;
 import io.nats.service.ServiceMessage;
 import java.time.Duration;
-import java.time.Instant;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.ConcurrentHashMap;
@@ -97,8 +96,7 @@ public final class JobHandler {
         Future<?> run = threads.submit(() -> work(id, request));
         running.put(id, run);
         // When this is over, nobody wants the result any more.
-        Instant deadline = Instant.parse(request.getHeaders().getFirst("Job-Deadline"));
-        long left = Duration.between(Instant.now(), deadline).toMillis();
+        long left = Long.parseLong(request.getHeaders().getFirst("Job-Timeout-Ms"));
         clock.schedule(() -> {
             running.remove(id, run);
             run.cancel(true);
