@@ -347,7 +347,7 @@ async fn a_key_that_an_open_transaction_holds_delays_no_other_request() {
         let mut ids = Vec::new();
         for round in 0..10 {
             let ask = async |n: usize| {
-                let key = (n % 2 == 0).then(|| format!("other-{round}-{n}"));
+                let key = n.is_multiple_of(2).then(|| format!("other-{round}-{n}"));
                 let began = Instant::now();
                 (service.enqueue(probe(key)).await, began.elapsed())
             };
@@ -400,7 +400,7 @@ async fn a_thousand_keys_of_one_open_transaction_delay_no_other_key() {
         "SELECT queue.enqueue('probe', '{}', idempotency_key => 'held-' || n) FROM generate_series(1, 1000) AS n";
     sqlx::raw_sql(many).execute(&mut *holder).await.unwrap();
     let job = |n: usize| {
-        let key = if n % 2 == 0 { format!("held-{n}") } else { format!("free-{n}") };
+        let key = if n.is_multiple_of(2) { format!("held-{n}") } else { format!("free-{n}") };
         json!({"type": "probe", "payload": {}, "idempotencyKey": key})
     };
     let reply = service.call("enqueueMany", json!({"jobs": (1..=100).map(job).collect::<Vec<_>>()})).await;
