@@ -137,6 +137,28 @@ async fn one_key_is_one_job_whatever_the_doors_it_is_asked_for_at() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_inbox_is_a_door_like_the_others() {
+    let (_place, service, database) = begin().await;
+    let stream = async_nats::jetstream::new(service.nats.clone());
+    for (n, same) in SAME.iter().enumerate() {
+        let key = format!("{n}");
+        let (id, _) = ask(DOORS[n % 3], &service, &database, &key, same[0]).await.unwrap();
+        let body = format!(r#"{{"idempotencyKey":"{key}",{}}}"#, same[same.len() - 1].json);
+        stream.publish(service.subject("inbox.one"), body.into()).await.unwrap().await.unwrap();
+        let of_two = format!(r#"{{"idempotencyKey":"{key}","payload":{{"n":{n}}}}}"#);
+        stream.publish(service.subject("inbox.two"), of_two.into()).await.unwrap().await.unwrap();
+        assert_eq!(service.job(&id).await["idempotencyKey"], json!(key));
+    }
+    let mut inbox = service.stream("background-jobs-inbox").await;
+    until(async || (inbox.info().await.unwrap().state.messages == 0).then_some(())).await;
+    let set_aside = service.stream("background-jobs-inbox-dlq").await.info().await.unwrap().state.messages;
+    let stats = service.call("getStats", json!({})).await;
+    let pending = |name: &str| stats["byType"][name]["pending"].clone();
+    assert_eq!((set_aside, pending("one"), pending("two")), (0, json!(SAME.len()), json!(SAME.len())));
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_does_not_depend_on_the_settings_of_a_session() {
     let (_place, service, database) = begin().await;
     let ask = "SELECT queue.enqueue('one', '{}', idempotency_key => 'k', run_at => '2034-12-24T18:00:00Z', timeout => '90 s')";
