@@ -26,9 +26,10 @@ impl Ops {
         Ok(self.noted(Job::whole(row.ok_or_else(|| ApiError::job_not_found(id))?)))
     }
 
-    /// The job with why it waits.
+    /// The job with why it waits, beside what its row says.
     pub(super) fn noted(&self, job: Job) -> Job {
-        Job { note: self.note(&job), ..job }
+        let note = self.note(&job).or_else(|| job.note.clone());
+        Job { note, ..job }
     }
 
     /// Why a job waits that could run.

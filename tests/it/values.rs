@@ -240,6 +240,7 @@ async fn a_payload_that_breaks_a_rule_ends_its_own_job_before_anybody_is_given_i
             assert_eq!(place.journal.count(id, "start"), 0);
             assert!(!given.contains(id));
             assert_eq!(job["payload"], Value::Null, "it would break the caller's reader");
+            assert!(job["note"].as_str().is_some_and(|note| note.contains("not shown")), "{job}");
         }
     }
     // Nor does it make a list unreadable for those beside it.
