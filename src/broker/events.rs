@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use async_nats::client::PublishErrorKind;
 use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat, Utc};
 use schemars::JsonSchema;
@@ -94,8 +95,10 @@ impl Broker {
             for event in events {
                 let subject = self.subjects.event(event.r#type, event.state.as_str(), event.job_id);
                 let Ok(body) = serde_json::to_vec(event) else { continue };
-                if self.jetstream.publish(subject, Bytes::from(body)).await.is_err() {
-                    return;
+                match self.jetstream.publish(subject, Bytes::from(body)).await.map_err(|e| e.kind()) {
+                    // It alone is too large for the broker.
+                    Ok(()) | Err(PublishErrorKind::MaxPayloadExceeded) => {}
+                    Err(_) => return,
                 }
             }
         };

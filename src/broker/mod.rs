@@ -171,6 +171,12 @@ impl Broker {
         self.findings.is_refused(stream)
     }
 
+    /// Bytes of body and headers that the broker takes in one message; `None` as long as there was no connection.
+    pub fn max_payload(&self) -> Option<usize> {
+        let limit = self.jetstream.server_info().max_payload;
+        (limit > 0).then_some(limit)
+    }
+
     pub fn is_connected(&self) -> bool {
         self.jetstream.connection_state() == State::Connected
     }

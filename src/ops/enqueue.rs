@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     config::TIMEOUT_RANGE,
-    job::{Priority, Status, Trace, content::Asked, json, model::JobId},
+    job::{Priority, Status, Trace, Work, content::Asked, json, model::JobId},
     store::enqueue::{Due, Enqueued, Key, NewJob},
 };
 
@@ -22,6 +22,10 @@ use crate::{
 pub const MAX_BULK: usize = 1000;
 /// Bytes that the refusals of one bulk request may take together.
 const MAX_REFUSALS: usize = 512 * 1024;
+/// Bytes of one result of a bulk request, at most, when a refusal is told in short.
+const RESULT_MAX: usize = 400;
+/// What a handler is told of a job beside its payload, tags and key, in bytes, and the headers.
+const MESSAGE_FRAME: usize = 1024;
 pub(super) const MAX_KEY_CHARS: usize = 255;
 pub(super) const MAX_TAGS: usize = 20;
 pub(super) const MAX_TAG_CHARS: usize = 64;
@@ -37,6 +41,8 @@ pub struct EnqueueOptions<'a> {
     pub(crate) message_id: Option<&'a str>,
     /// From the header `traceparent`, as it came.
     pub traceparent: Option<&'a str>,
+    /// Largest answer that the door can give, in bytes; `None`: of any size.
+    pub(crate) answer_max: Option<usize>,
 }
 
 impl Ops {
@@ -78,6 +84,20 @@ impl Ops {
             let message = format!("{} jobs; a request takes 1 to {MAX_BULK}", request.jobs.len());
             return Err(ApiError::fault(Code::InvalidRequest, "/jobs", message));
         }
+        let most = options.answer_max.map_or(usize::MAX, |max| max / RESULT_MAX);
+        if request.jobs.len() > most {
+            // Before anything is written: nobody would be told the ids.
+            let detail = format!(
+                "the answer to {} jobs may have {} bytes, the broker takes {} (max_payload); send at most {most} jobs in one \
+                 request, or over HTTP",
+                request.jobs.len(),
+                request.jobs.len() * RESULT_MAX,
+                options.answer_max.unwrap_or_default()
+            );
+            return Err(ApiError::new(Code::PayloadTooLarge, detail));
+        }
+        let room = options.answer_max.map_or(MAX_REFUSALS, |max| max - request.jobs.len() * RESULT_MAX);
+        let room = room.min(MAX_REFUSALS);
         let check = |raw: &RawValue| self.check(scope, raw.get().as_bytes(), options);
         let mut checked: Vec<Result<NewJob, ApiError>> = request.jobs.iter().map(|raw| check(raw)).collect();
         let is_unknown = |job: &Result<NewJob, ApiError>| matches!(job, Err(e) if e.code == Code::UnknownType);
@@ -115,7 +135,7 @@ impl Ops {
             };
             match outcome {
                 Ok(accepted) => EnqueueResult::Accepted(accepted),
-                Err(e) => EnqueueResult::Refused { error: Box::new(in_short(e.problem(), &mut told)) },
+                Err(e) => EnqueueResult::Refused { error: Box::new(in_short(e.problem(), room, &mut told)) },
             }
         };
         Ok(EnqueueManyReply { results: results.into_iter().map(result).collect() })
@@ -132,6 +152,9 @@ impl Ops {
         }
         let known = self.known(scope, request.r#type.as_deref())?;
         let handler = &known.handler;
+        if handler.work == Work::Nats {
+            self.must_fit(&request)?;
+        }
         let mut faults = Vec::new();
         let job = parts(&request, options, &mut faults);
         if !faults.is_empty() {
@@ -174,6 +197,25 @@ impl Ops {
             payload: request.payload,
             trace: options.traceparent.and_then(Trace::parse),
         })
+    }
+}
+
+impl Ops {
+    /// Whether the handler can be asked by one message of the broker.
+    fn must_fit(&self, request: &EnqueueRequest) -> Result<(), ApiError> {
+        let tags = request.tags.iter().flatten().map(|tag| tag.len() + 3).sum::<usize>();
+        let key = request.idempotency_key.as_ref().map_or(0, String::len);
+        let size = request.payload.get().len() + tags + key + MESSAGE_FRAME;
+        match self.broker.max_payload() {
+            Some(max) if size > max => {
+                let detail = format!(
+                    "the message to its handler has up to {size} bytes, the NATS server takes {max} (max_payload): raise that \
+                     limit, or keep the data elsewhere and send its address"
+                );
+                Err(ApiError::new(Code::PayloadTooLarge, detail))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -283,9 +325,9 @@ fn canonical(raw: &RawValue) -> String {
 
 /// A refusal of a row as it is, as long as those before it have left room; then its code alone. So the answer fits into
 /// a message of the broker, and nobody is left without the ids of the good rows.
-fn in_short(problem: Problem, told: &mut usize) -> Problem {
+fn in_short(problem: Problem, room: usize, told: &mut usize) -> Problem {
     *told += serde_json::to_vec(&problem).map_or(0, |text| text.len());
-    if *told <= MAX_REFUSALS {
+    if *told <= room {
         return problem;
     }
     let detail = format!("{}; ask for it alone to be told more", problem.title);

@@ -6,7 +6,10 @@ use super::{
     input,
     wire::{Job, JobRequest},
 };
-use crate::job::{Status, model::JobId};
+use crate::job::{Status, Work, model::JobId};
+
+/// What a message has beside the job, in bytes: headers, the lease, the trace.
+const FRAME: usize = 768;
 
 impl Ops {
     /// # Errors
@@ -27,9 +30,30 @@ impl Ops {
     }
 
     /// The job with why it waits, beside what its row says.
-    pub(super) fn noted(&self, job: Job) -> Job {
-        let note = self.note(&job).or_else(|| job.note.clone());
-        Job { note, ..job }
+    pub(super) fn noted(&self, mut job: Job) -> Job {
+        let note = self.note(&job).or_else(|| self.too_large(&job));
+        job.note = note.or(job.note.take());
+        job
+    }
+
+    /// That no message of the broker can carry it, where that is why it waits.
+    fn too_large(&self, job: &Job) -> Option<String> {
+        if job.status != Status::Pending {
+            return None;
+        }
+        let max = self.broker.max_payload()?;
+        let size = serde_json::to_vec(job).map_or(0, |text| text.len()) + FRAME;
+        if size <= max {
+            return None;
+        }
+        let instead = match self.types.now().get(&job.r#type)?.handler.work {
+            Work::Nats => "raise max_payload, or cancel it",
+            Work::Pull => "fetch it over HTTP, or raise max_payload",
+            Work::Http | Work::Embedded | Work::Builtin => return None,
+        };
+        let numbers =
+            format!("with its headers the message has about {size} bytes, the NATS server takes {max} (max_payload)");
+        Some(format!("{numbers}: {instead}; waiting spends no attempt and holds up no other"))
     }
 
     /// Why a job waits that could run.

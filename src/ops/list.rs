@@ -17,6 +17,8 @@ pub(super) const MAX_LIMIT: i64 = 1000;
 pub(super) const MAX_OFFSET: i64 = 100_000;
 /// Largest page, below the broker's usual `max_payload` of 1 MiB.
 pub(super) const PAGE_BYTES: usize = 768 * 1024;
+/// What an answer has beside its jobs, in bytes.
+const PAGE_FRAME: usize = 256;
 /// First byte of a cursor, so that its form can change.
 const CURSOR_VERSION: u8 = 1;
 
@@ -24,6 +26,19 @@ impl Ops {
     /// # Errors
     /// `invalid_request` with every fault.
     pub async fn list_jobs(&self, scope: Scope<'_>, request: ListRequest) -> Result<ListReply, ApiError> {
+        self.list_jobs_within(scope, request, None).await
+    }
+
+    /// As [`Ops::list_jobs`]. `most`: largest answer, in bytes; a page that would pass it ends early, after one job at least.
+    ///
+    /// # Errors
+    /// As [`Ops::list_jobs`].
+    pub(super) async fn list_jobs_within(
+        &self,
+        scope: Scope<'_>,
+        request: ListRequest,
+        most: Option<usize>,
+    ) -> Result<ListReply, ApiError> {
         let mut faults = Vec::new();
         let mut fault = |path: &str, message: String| faults.push(Fault { path: path.into(), message });
         let limit = request.limit.unwrap_or(DEFAULT_LIMIT);
@@ -76,15 +91,26 @@ impl Ops {
         }
         let job_type = scope.map(|scope| scope.as_str().to_owned()).or(request.r#type);
         let filter = Filter { states, job_type, tag: request.tag, before };
-        let page = self.store.list(&filter, limit as u64, offset as u64, include, PAGE_BYTES).await?;
-        let last = page.rows.last().map(|row| row.id).filter(|_| page.more);
-        Ok(ListReply {
-            jobs: page.rows.into_iter().map(|row| self.noted(Job::from(row))).collect(),
-            limit: limit as u64,
-            offset: offset as u64,
-            next_cursor: last.map(to_cursor),
-        })
+        let budget = most.map_or(PAGE_BYTES, |most| most.min(PAGE_BYTES));
+        let page = self.store.list(&filter, limit as u64, offset as u64, include, budget).await?;
+        let mut jobs: Vec<Job> = page.rows.into_iter().map(|row| self.noted(Job::from(row))).collect();
+        // The database counts what is large; the rest of a job has its size as well.
+        let fit = most.map_or(jobs.len(), |most| fitting(&jobs, most.saturating_sub(PAGE_FRAME)));
+        let has_more = page.more || fit < jobs.len();
+        jobs.truncate(fit);
+        let last = jobs.last().map(|job| job.id).filter(|_| has_more);
+        Ok(ListReply { jobs, limit: limit as u64, offset: offset as u64, next_cursor: last.map(to_cursor) })
     }
+}
+
+/// How many of them fit into so many bytes; the first one in any case.
+fn fitting(jobs: &[Job], most: usize) -> usize {
+    let mut size = 0;
+    let fits = |job: &&Job| {
+        size += serde_json::to_vec(job).map_or(0, |text| text.len() + 1);
+        size <= most
+    };
+    jobs.iter().take_while(fits).count().max(1).min(jobs.len())
 }
 
 fn wanted(name: &str) -> Option<Wanted> {

@@ -109,7 +109,7 @@ impl Ops {
             Verb::Enqueue => return json(&self.enqueue(scope, body, options).await?),
             Verb::EnqueueMany => boxed(self.enqueue_many(scope, body, options)),
             Verb::GetJob => boxed(self.get_job(scope, body)),
-            Verb::ListJobs => boxed(self.list_jobs(scope, input::parse(body)?)),
+            Verb::ListJobs => boxed(self.list_jobs_within(scope, input::parse(body)?, options.answer_max)),
             Verb::RetryJob => boxed(self.retry_job(scope, input::parse_by_id(body)?)),
             Verb::CancelJob => boxed(self.cancel_job(scope, input::parse_by_id(body)?)),
             Verb::GetStats => {
@@ -126,7 +126,7 @@ impl Ops {
             Verb::RegisterType => boxed(self.register_type(scope, body)),
             Verb::UnregisterType => boxed(self.unregister_type(scope, input::parse(body)?)),
             Verb::Finish => boxed(self.finish(scope, input::parse_of_run(body)?)),
-            Verb::Fetch => boxed(self.fetch(scope, input::parse(body)?)),
+            Verb::Fetch => boxed(self.fetch(scope, input::parse(body)?, options.answer_max)),
             Verb::Heartbeat => boxed(self.heartbeat(scope, input::parse_of_run(body)?)),
             Verb::Complete => boxed(self.complete(scope, input::parse_of_run(body)?)),
             Verb::Fail => boxed(self.fail(scope, input::parse(body)?)),

@@ -23,6 +23,7 @@ use crate::{
         typed::{Erased, Run},
     },
     job::{Failure, FailureKind, JobType, span::rounded},
+    ops::work::TOO_LARGE,
 };
 
 /// When a job is offered again that could not even be asked for.
@@ -61,10 +62,10 @@ impl OverNats {
                 self.answer(ctx, &mut expected).await
             }
             Err(PublishErrorKind::MaxPayloadExceeded) => {
-                let max = broker.jetstream.server_info().max_payload;
-                let message =
-                    format!("the job has {size} bytes with its checkpoint; the NATS server takes {max} bytes");
-                Ended::Failed(Failure::permanent(message))
+                // Nobody's fault, and it passes when the limit is raised: no attempt is spent. `getJob` says why it waits.
+                let max = broker.max_payload().unwrap_or_default();
+                tracing::debug!(job.id = %ctx.job_id, "job {} has {size} bytes, NATS takes {max}", ctx.job_id);
+                Ended::Released(TOO_LARGE)
             }
             Err(_) => Ended::Released(LATER),
         }

@@ -12,7 +12,7 @@ use async_nats::{Message, Subscriber};
 use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
 
-use super::Shared;
+use super::{Shared, reply};
 use crate::ops::{ApiError, Code, EnqueueOptions, Verb};
 
 /// A verb under one subject, and what has been asked there.
@@ -118,7 +118,11 @@ async fn carry_out(shared: Arc<Shared>, endpoint: Arc<Endpoint>, request: Messag
 
 async fn answer(shared: &Shared, endpoint: &Endpoint, request: &Message) -> Result<Vec<u8>, ApiError> {
     let header = |name: &str| request.headers.as_ref()?.get(name).map(|value| value.as_str());
-    let options = EnqueueOptions { traceparent: header("traceparent"), ..EnqueueOptions::default() };
+    let options = EnqueueOptions {
+        traceparent: header("traceparent"),
+        answer_max: Some(reply::answer_max(&shared.ops.broker)),
+        ..EnqueueOptions::default()
+    };
     if !endpoint.subject.ends_with(".*") {
         return shared.ops.call(endpoint.verb, None, &request.payload, options).await;
     }

@@ -16,6 +16,11 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Kept free below the broker's limit for the headers of an answer.
 const FRAME: usize = 1024;
 
+/// Largest answer, in bytes.
+pub(super) fn answer_max(broker: &Broker) -> usize {
+    broker.rpc.max_payload().saturating_sub(FRAME)
+}
+
 /// Answers on their way, of all requests of this process.
 pub(super) struct Replies {
     broker: Broker,
@@ -57,7 +62,7 @@ impl Replies {
     }
 
     fn reply(&self, to: Subject, answer: Result<Vec<u8>, ApiError>) -> Reply {
-        let limit = self.broker.rpc.max_payload().saturating_sub(FRAME);
+        let limit = answer_max(&self.broker);
         let answer = match answer {
             // The client would refuse to send it, and the caller would wait for nothing.
             Ok(body) if body.len() > limit => Err(too_large(body.len(), limit)),

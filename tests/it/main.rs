@@ -77,6 +77,7 @@ mod schema;
 mod settings;
 mod signs;
 mod slices;
+mod small;
 mod sockets;
 mod sql;
 mod stats;

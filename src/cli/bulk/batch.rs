@@ -4,6 +4,8 @@ use serde::{Deserialize, de::IgnoredAny};
 
 /// Most jobs of one request. Source: wire contract, `enqueueMany`.
 pub const MAX_JOBS: usize = 1000;
+/// Bytes of the answer to one job, at most, as the service counts them.
+const RESULT_MAX: usize = 400;
 const OPEN: &str = r#"{"jobs":["#;
 const CLOSE: &str = "]}";
 
@@ -80,6 +82,7 @@ impl Batch {
 #[derive(Debug)]
 pub struct Batcher {
     max_bytes: usize,
+    max_jobs: usize,
     bytes: usize,
     batch: Batch,
 }
@@ -87,7 +90,13 @@ pub struct Batcher {
 impl Batcher {
     /// `max_bytes`: largest body of a request.
     pub fn new(max_bytes: usize) -> Self {
-        Self { max_bytes, bytes: OPEN.len() + CLOSE.len(), batch: Batch::default() }
+        Self { max_bytes, max_jobs: MAX_JOBS, bytes: OPEN.len() + CLOSE.len(), batch: Batch::default() }
+    }
+
+    /// For a broker that takes messages of so many bytes: answers must fit as well.
+    pub fn answered_within(mut self, max_payload: usize) -> Self {
+        self.max_jobs = (max_payload / RESULT_MAX).saturating_sub(3).clamp(1, MAX_JOBS);
+        self
     }
 
     /// Longest line that fits into a request.
@@ -97,7 +106,7 @@ impl Batcher {
 
     /// Adds a line, and gives the batch that is full without it.
     pub fn add(&mut self, item: Item) -> Option<Batch> {
-        let full = self.batch.items.len() >= MAX_JOBS || self.bytes + item.len() > self.max_bytes;
+        let full = self.batch.items.len() >= self.max_jobs || self.bytes + item.len() > self.max_bytes;
         let done = if full { self.take() } else { None };
         self.bytes += item.len();
         self.batch.items.push(item);

@@ -75,7 +75,12 @@ impl Input {
 pub async fn run(input: Input, client: &Client, out: &Output) -> anyhow::Result<Exit> {
     let bar = progress_bar(input.size, out);
     let max = client.max_request().min(MAX_REQUEST);
-    let source = Source { lines: Lines::new(input.reader), batcher: Batcher::new(max), failed: None, done: false };
+    let source = Source {
+        lines: Lines::new(input.reader),
+        batcher: Batcher::new(max).answered_within(max),
+        failed: None,
+        done: false,
+    };
     let course = Course::default();
     let interrupted = Arc::new(AtomicBool::new(false));
     let mut report = Report::new(&input.name, *out, bar);

@@ -29,22 +29,53 @@ pub(super) const LEASE_MS: std::ops::RangeInclusive<i64> = 1000..=3_600_000;
 const DEFAULT_LEASE_MS: i64 = 30_000;
 /// Bytes of jobs in one answer, so that it fits into a message.
 pub(super) const BUDGET: usize = 768 * 1024;
+/// What an answer has beside its jobs, in bytes.
+const ANSWER_FRAME: usize = 64;
+/// How long a job that fits into no message is not looked at again.
+pub(crate) const TOO_LARGE: Duration = Duration::from_secs(30);
 
 impl Ops {
-    /// Gives jobs to a program outside, each with a lease of its own; waits for them if there are none.
+    /// Gives jobs to a program outside, each with a lease of its own; waits for them if there are none. `most`: largest
+    /// answer, in bytes; what does not fit is given back without an attempt.
     ///
     /// # Errors
     /// `invalid_request`, `unknown_type`, `overloaded`, `unavailable`.
-    pub async fn fetch(&self, scope: Scope<'_>, request: FetchRequest) -> Result<FetchReply, ApiError> {
+    pub async fn fetch(
+        &self,
+        scope: Scope<'_>,
+        request: FetchRequest,
+        most: Option<usize>,
+    ) -> Result<FetchReply, ApiError> {
         let Bounds { max, wait, lease } = check(&request)?;
         let types = self.fetched_types(scope, request.types)?;
         let _turn = self.waits.try_acquire().map_err(|_| ApiError::overloaded("too many fetches are waiting"))?;
-        let wish = desk::Wish { types, max, wait, worker_id: request.worker_id, lease };
-        let claimed = self.desk.fetch(self, wish).await?;
+        let end = Instant::now() + wait;
+        loop {
+            let wait = end.saturating_duration_since(Instant::now());
+            let worker_id = request.worker_id.clone();
+            let wish = desk::Wish { types: types.clone(), max, wait, worker_id, lease };
+            let claimed = self.desk.fetch(self, wish).await?;
+            let is_over = claimed.is_empty() || Instant::now() >= end;
+            let jobs = self.hand_out(claimed, lease, most).await?;
+            if !jobs.is_empty() || is_over {
+                return Ok(FetchReply { jobs });
+            }
+        }
+    }
+
+    /// What fits into one answer; the rest goes back.
+    async fn hand_out(
+        &self,
+        claimed: Vec<desk::Fetched>,
+        lease: Duration,
+        most: Option<usize>,
+    ) -> Result<Vec<FetchedJob>, ApiError> {
         let rows = match claimed.is_empty() {
             true => Vec::new(),
             false => self.store.jobs(&claimed.iter().map(|job| job.id).collect::<Vec<_>>()).await?,
         };
+        let most = most.map(|most| most.saturating_sub(ANSWER_FRAME));
+        let budget = most.map_or(BUDGET, |most| most.min(BUDGET));
         let mut jobs = Vec::with_capacity(claimed.len());
         let mut size = 0;
         for job in claimed {
@@ -53,24 +84,27 @@ impl Ops {
                 self.refuse(job.id, job.run, failure).await;
                 continue;
             }
-            let whole = Job::whole(row.clone());
-            size += row.payload.as_ref().map_or(0, String::len) + row.errors.as_ref().map_or(0, String::len) + 2048;
-            size += job.checkpoint.as_ref().map_or(0, |raw| raw.get().len());
-            if size > BUDGET && !jobs.is_empty() {
-                self.give_back(job.id, job.run).await;
-                continue;
-            }
-            jobs.push(FetchedJob {
-                job: whole,
+            let fetched = FetchedJob {
+                job: Job::whole(row.clone()),
                 run: job.run,
                 checkpoint: job.checkpoint,
                 deadline: job.deadline,
                 timeout_ms: job.ends.saturating_duration_since(Instant::now()).as_millis() as u64,
                 traceparent: job.trace.to_string(),
                 lease_ms: lease.as_millis() as i64,
-            });
+            };
+            let own = serde_json::to_vec(&fetched).map_or(0, |text| text.len() + 1);
+            if most.is_some_and(|most| own > most) {
+                // Not at once: those that do fit come first.
+                self.give_back(job.id, job.run, TOO_LARGE).await;
+            } else if size + own > budget && !jobs.is_empty() {
+                self.give_back(job.id, job.run, Duration::ZERO).await;
+            } else {
+                size += own;
+                jobs.push(fetched);
+            }
         }
-        Ok(FetchReply { jobs })
+        Ok(jobs)
     }
 
     /// The types that are asked for, each of which has to be one that is fetched.

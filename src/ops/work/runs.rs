@@ -73,9 +73,9 @@ impl Ops {
         self.end_run(scope, request.job_id.0, request.run, Said::Released { delay }).await
     }
 
-    /// Gives back a run that could not be handed out after all.
-    pub(super) async fn give_back(&self, id: JobId, run: i64) {
-        self.end_unseen(id, run, Said::Released { delay: Duration::ZERO }).await;
+    /// Gives back a run that could not be handed out after all, to be tried again after `delay`.
+    pub(super) async fn give_back(&self, id: JobId, run: i64, delay: Duration) {
+        self.end_unseen(id, run, Said::Released { delay }).await;
     }
 
     /// Ends a run that must not be handed out.
