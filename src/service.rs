@@ -277,7 +277,7 @@ impl Start {
         }
         self.callers.replies().listen(&self.stop, &self.duties).await?;
         let (stop, tasks) = &self.doors;
-        late::listen(&self.ops, &self.worker_id, stop, tasks).await?;
+        late::listen(&self.ops, &self.worker_id, self.callers.replies(), stop, tasks).await?;
         let deps = worker::Deps {
             id: self.worker_id,
             store: self.deps.store.clone(),

@@ -10,12 +10,12 @@ use std::{
 
 use async_nats::{Message, SubscribeError, Subscriber};
 use futures_util::StreamExt;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     over_nats::said,
-    replies::{Answered, Sign},
+    replies::{Answered, Replies, Sign},
     reply,
 };
 use crate::{
@@ -40,21 +40,34 @@ const COLLECT: Duration = Duration::from_millis(250);
 /// Signs in one statement, and ends that are recorded at the same time.
 const MANY: usize = 500;
 
+/// How often it is tried to end a run that is about to be left outside.
+const TRIES: usize = 8;
+
 struct Late {
     ops: Ops,
     worker_id: String,
 }
 
-/// Listens until `stop`, on `tasks`.
+/// Listens until `stop`, on `tasks`, also to what `replies` has no use for.
 ///
 /// # Errors
 /// The client is closed.
-pub async fn listen(ops: &Ops, worker_id: &str, stop: &CancellationToken, tasks: &Tasks) -> Result<(), SubscribeError> {
+pub async fn listen(
+    ops: &Ops,
+    worker_id: &str,
+    replies: &Replies,
+    stop: &CancellationToken,
+    tasks: &Tasks,
+) -> Result<(), SubscribeError> {
     let broker = &ops.broker;
     let answers = broker.jetstream.queue_subscribe(broker.subjects.replies_to("*"), GROUP.to_owned()).await?;
     let signs = broker.jetstream.queue_subscribe(broker.subjects.all_progress(), GROUP.to_owned()).await?;
     let late = Arc::new(Late { ops: ops.clone(), worker_id: worker_id.to_owned() });
     let (answers, signs) = (Arc::new(Mutex::new(answers)), Arc::new(Mutex::new(signs)));
+    let (rest, left) = mpsc::channel(MANY);
+    replies.pass_on(rest);
+    let (taking, left) = (late.clone(), Arc::new(Mutex::new(left)));
+    tasks.keep_until("left-answers", stop, move || taking.clone().take_left(left.clone()));
     let taking = late.clone();
     tasks.keep_until("late-answers", stop, move || taking.clone().take_answers(answers.clone()));
     tasks.keep_until("late-signs", stop, move || late.clone().take_signs(signs.clone()));
@@ -82,6 +95,27 @@ impl Late {
         }
     }
 
+    /// Runs that this process leaves outside when it stops may be answered before the others hold it to be gone.
+    async fn take_left(self: Arc<Self>, left: Arc<Mutex<mpsc::Receiver<Message>>>) {
+        let mut left = left.lock().await;
+        while let Some(answer) = left.recv().await {
+            if self.ops.supervisor.is_stopping() {
+                supervise::spawn("late answer", self.clone().end_left(answer));
+            }
+        }
+    }
+
+    async fn end_left(self: Arc<Self>, answer: Message) {
+        let Some(Answered { job_type, id, run, .. }) = Answered::read(&answer.subject) else { return };
+        let Ok(job_type) = JobType::new(job_type) else { return };
+        for _ in 0..TRIES {
+            if answer.status.is_some() || self.end(&answer, &job_type, id, run).await {
+                return;
+            }
+            tokio::time::sleep(COLLECT).await;
+        }
+    }
+
     async fn take_signs(self: Arc<Self>, signs: Arc<Mutex<Subscriber>>) {
         let mut signs = signs.lock().await;
         let mut fresh = Signs::default();
@@ -102,23 +136,28 @@ impl Late {
         }
     }
 
-    async fn end(&self, answer: &Message, job_type: &JobType, id: JobId, run: i64) {
+    /// `false`: the run is not held outside, or not yet.
+    async fn end(&self, answer: &Message, job_type: &JobType, id: JobId, run: i64) -> bool {
         let said = said(answer);
         if reply::is_of_another_run(&said, &id.to_string(), run) {
-            return;
+            return true;
         }
         let said = match reply::judge(&said, &answer.payload, self.ops.config.limits.result.as_u64() as usize) {
             Ended::Done(result) => Said::Done(result),
             Ended::Released(delay) => Said::Released { delay },
             Ended::Failed(failure) => Said::Failed(failure),
             // It is held outside already.
-            Ended::Outside => return,
+            Ended::Outside => return true,
         };
         match self.ops.end_run(Some(job_type), id, run, said).await {
             Ok(ended) => {
-                tracing::info!(job.id = %id, "took the answer for job {id}, whose process is gone: {}", ended.status)
+                tracing::info!(job.id = %id, "took the answer for job {id}, whose process is gone: {}", ended.status);
+                true
             }
-            Err(e) => tracing::debug!(job.id = %id, "an answer for job {id} came too late: {}", e.detail),
+            Err(e) => {
+                tracing::debug!(job.id = %id, "an answer for job {id} came too late: {}", e.detail);
+                false
+            }
         }
     }
 

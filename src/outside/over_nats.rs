@@ -7,7 +7,7 @@ use chrono::Utc;
 use serde_json::value::RawValue;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 use super::{
@@ -18,6 +18,7 @@ use super::{
     request,
 };
 use crate::{
+    broker::Broker,
     handlers::{
         Ended, RunContext,
         typed::{Erased, Run},
@@ -28,6 +29,8 @@ use crate::{
 
 /// When a job is offered again that could not even be asked for.
 const LATER: Duration = Duration::from_secs(1);
+/// How often is looked whether a connection that was lost is there again.
+const LOOK: Duration = Duration::from_millis(200);
 
 pub(super) struct OverNats {
     callers: Callers,
@@ -85,7 +88,7 @@ impl OverNats {
 
     async fn answer(&self, ctx: &RunContext, expected: &mut Expected) -> Ended {
         loop {
-            let silence = silence(self.heartbeat, expected.heard.clone());
+            let silence = silence(self.heartbeat, expected.heard.clone(), &self.callers.broker);
             let answer = tokio::select! {
                 answer = expected.next() => answer,
                 span = silence => {
@@ -124,15 +127,22 @@ impl Erased for OverNats {
     }
 }
 
-/// Ends when nothing was heard for as long as the type allows.
-async fn silence(heartbeat: Option<Duration>, heard: watch::Receiver<Instant>) -> Duration {
+/// Ends when nothing was heard for as long as the type allows. A time in which nothing could be heard does not count.
+async fn silence(heartbeat: Option<Duration>, heard: watch::Receiver<Instant>, broker: &Broker) -> Duration {
     let Some(span) = heartbeat else { return std::future::pending().await };
+    let (mut connects, mut back) = (broker.connects(), None);
     loop {
-        let end = *heard.borrow() + span;
-        if end <= Instant::now() {
+        let end = (*heard.borrow()).max(back.unwrap_or(*heard.borrow())) + span;
+        if end > Instant::now() {
+            sleep_until(end).await;
+        } else if broker.is_connected() && broker.connects() == connects {
             return span;
+        } else {
+            while !broker.is_connected() {
+                sleep(LOOK).await;
+            }
+            (connects, back) = (broker.connects(), Some(Instant::now()));
         }
-        sleep_until(end).await;
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use async_nats::{Message, SubscribeError, Subscriber};
@@ -35,6 +35,8 @@ struct Inner {
     broker: Broker,
     worker_id: String,
     waiting: Mutex<HashMap<(JobId, i64), Waiting>>,
+    /// Takes answers that nobody waits for.
+    rest: OnceLock<mpsc::Sender<Message>>,
 }
 
 struct Waiting {
@@ -90,7 +92,13 @@ impl<'a> Answered<'a> {
 
 impl Replies {
     pub(super) fn new(broker: Broker, worker_id: &str) -> Self {
-        Self(Arc::new(Inner { broker, worker_id: worker_id.to_owned(), waiting: Mutex::default() }))
+        let rest = OnceLock::new();
+        Self(Arc::new(Inner { broker, worker_id: worker_id.to_owned(), waiting: Mutex::default(), rest }))
+    }
+
+    /// Gives answers to this process that nobody waits for to somebody else, as far as he keeps up.
+    pub(super) fn pass_on(&self, rest: mpsc::Sender<Message>) {
+        let _ = self.0.rest.set(rest);
     }
 
     /// Listens until `stop`, on `tasks`.
@@ -143,12 +151,12 @@ impl Replies {
     fn answer(&self, message: Message) {
         let Some(Answered { job_type, id, run, .. }) = Answered::read(&message.subject) else { return };
         let all = self.lock();
-        let Some(waiting) = all.get(&(id, run)).filter(|waiting| waiting.ctx.job_type.as_str() == job_type) else {
-            return;
-        };
-        let sender = waiting.answers.clone();
+        let waiting = all.get(&(id, run)).filter(|waiting| waiting.ctx.job_type.as_str() == job_type);
+        let taker = waiting.map(|waiting| waiting.answers.clone());
         drop(all);
-        let _ = sender.try_send(message);
+        if let Some(taker) = taker.as_ref().or(self.0.rest.get()) {
+            let _ = taker.try_send(message);
+        }
     }
 
     fn sign(&self, message: &Message) {

@@ -279,3 +279,30 @@ async fn an_outage_of_the_database_spends_no_attempt_of_runs_outside() {
 async fn an_outage_of_the_broker_spends_no_attempt_of_runs_outside() {
     outage_of(Away::Nats).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_could_not_be_heard_is_not_held_to_be_silent() {
+    let folder = open_folder();
+    let (place, _postgres, mut nats) = with_own_servers(&folder).await;
+    let program = Program::serve(&place.config).await;
+    let caller = Caller::of(&place, &program).await;
+    let beat = json!({"type": "called", "handler": "nats", "timeout": "10m", "heartbeat": "3s"});
+    caller.call("registerType", beat).await;
+    let mut handler = caller.handler().await;
+    let id = caller.called().await;
+    let request = handler.next().await;
+    nats.kill().await;
+    tokio::time::sleep(OUTAGE).await;
+    nats.start().await;
+    // It goes on, and reports when it can.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let job = until(async || {
+        // The service may be back on this server later than we are.
+        handler.reply(request.clone(), &[], "1").await;
+        let job = caller.try_ask("getJob", json!({"jobId": id})).await?.body;
+        (job["status"] != "processing").then_some(job)
+    })
+    .await;
+    assert_eq!((&job["status"], &job["errors"]), (&json!("completed"), &json!([])), "{job}");
+    program.stop().await;
+}

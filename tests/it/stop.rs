@@ -278,6 +278,33 @@ async fn a_stop_with_nobody_there_ends_in_time_and_says_what_it_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_was_left_outside_is_answered_by_whoever_stops() {
+    let mut place = Place::new().await;
+    (place.config.worker.drain, place.config.worker.cancel_grace) =
+        (Duration::from_millis(300), Duration::from_secs(4));
+    place.config.webhook.allow_private = AllowPrivate::All(true);
+    let (mut program, mut receiver) = (Program::serve(&place.config).await, Receiver::start().await);
+    let caller = Caller::of(&place, &program).await;
+    caller.register().await;
+    let mut handler = caller.handler().await;
+    let id = caller.called().await;
+    let request = handler.next().await;
+    // Keeps the process for as long as it may take to stop.
+    caller.enqueue(receiver.held()).await;
+    let _call = receiver.call().await;
+    program.signal(Signal::TERM);
+    program.logged("handing back the jobs that still run").await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    handler.reply(request, &[], "1").await;
+    program.logged("took the answer for job").await;
+    assert!(program.ended().await.success(), "{}", program.log());
+    let store = place.store().await;
+    let job = store.job(id.parse().unwrap()).await.unwrap().unwrap();
+    assert_eq!((job.status.as_str(), job.attempt), ("completed", 1));
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stop_that_is_hurried_does_not_wait_for_the_drain() {
     let mut place = Place::new().await;
     place.config.worker.drain = Duration::from_secs(600);
