@@ -9,7 +9,10 @@ use tokio_util::sync::CancellationToken;
 use super::Deps;
 use crate::{
     ops::error::chain,
-    store::grace::{Grace, Outage, certain_after},
+    store::{
+        self,
+        grace::{Grace, Outage, certain_after},
+    },
 };
 
 /// How often is looked whether NATS is there.
@@ -62,13 +65,17 @@ async fn end_of_outage(deps: &Deps) {
             store.reach().lose();
         }
         let Some(since) = store.reach().away_since() else { return };
-        let lasted = since.elapsed();
         if broker.is_connected() {
-            let there = match lasted > SHORT {
-                true => store.extend_outside(Outage::Seen { lasted }, config.worker.lease).await.map(tell),
-                false => store.ping().await,
+            let there = async {
+                store.ping().await?;
+                // Now that the database answers, which it may have done late.
+                let lasted = since.elapsed();
+                if lasted > SHORT {
+                    tell(store.extend_outside(Outage::Seen { lasted }, config.worker.lease).await?);
+                }
+                Ok::<_, store::Error>(())
             };
-            match there {
+            match there.await {
                 Ok(()) => return store.reach().regain(),
                 Err(e) => tracing::debug!("leases of runs outside are not ended for now: {}", chain(&e)),
             }

@@ -95,13 +95,15 @@ impl Reach {
     pub(super) fn note_answer(&self, asked: Instant) {
         let (Inner { born, answered, .. }, now) = (&*self.0, Instant::now());
         let millis = |at: Instant| at.saturating_duration_since(*born).as_millis() as u64;
-        let before = answered.swap(millis(now), Ordering::Relaxed);
-        if now - asked > STUCK && millis(asked) >= before {
-            self.lose_since(asked);
+        let before = Duration::from_millis(answered.swap(millis(now), Ordering::Relaxed));
+        let silent_since = *born + before;
+        if now - asked > STUCK && now.saturating_duration_since(silent_since) > STUCK {
+            self.lose_since(silent_since.max(asked));
         }
     }
 
-    fn lose_since(&self, since: Instant) {
+    /// As [`Reach::lose`], by a statement that was begun then.
+    pub(super) fn lose_since(&self, since: Instant) {
         let mut state = self.lock();
         if state.is_watched && state.away_since.is_none() {
             state.away_since = Some(since);

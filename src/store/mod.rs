@@ -261,13 +261,13 @@ impl Store {
             }
             let error = Error::of(context, e);
             if error.is_transient() {
-                self.reach.lose();
+                self.reach.lose_since(asked);
             }
             error
         };
         let too_late = || {
             self.server.suspect();
-            self.reach.lose();
+            self.reach.lose_since(asked);
             Error::Unavailable { context, source: None }
         };
         let taken = tokio::time::timeout_at(until, connections.take()).await;
