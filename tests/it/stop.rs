@@ -32,7 +32,9 @@ impl Caller {
     pub async fn of(place: &Place, program: &Program) -> Self {
         let line = program.logged("HTTP answers").await;
         let http = line.rsplit("address=").next().unwrap().trim().to_owned();
-        let nats = async_nats::connect(&place.config.nats.url).await.unwrap();
+        // Back as soon as the server is.
+        let options = async_nats::ConnectOptions::new().reconnect_delay_callback(|_| Duration::from_millis(100));
+        let nats = options.connect(&place.config.nats.url).await.unwrap();
         Self { nats, prefix: place.config.nats.prefix.clone(), http: format!("http://{http}") }
     }
 
@@ -282,16 +284,15 @@ async fn a_run_that_was_left_outside_is_answered_by_whoever_stops() {
     let mut place = Place::new().await;
     (place.config.worker.drain, place.config.worker.cancel_grace) =
         (Duration::from_millis(300), Duration::from_secs(4));
-    place.config.webhook.allow_private = AllowPrivate::All(true);
-    let (mut program, mut receiver) = (Program::serve(&place.config).await, Receiver::start().await);
+    let mut program = Program::serve_with(&place.config, &[("QUEUE_FAULT_HANDLER", "1".into())]).await;
     let caller = Caller::of(&place, &program).await;
     caller.register().await;
     let mut handler = caller.handler().await;
     let id = caller.called().await;
     let request = handler.next().await;
     // Keeps the process for as long as it may take to stop.
-    caller.enqueue(receiver.held()).await;
-    let _call = receiver.call().await;
+    let deaf = caller.enqueue(json!({"type": "misbehave", "payload": {"do": "ignore-everything"}})).await;
+    until(async || (caller.call("getJob", json!({"jobId": deaf})).await["status"] == "processing").then_some(())).await;
     program.signal(Signal::TERM);
     program.logged("handing back the jobs that still run").await;
     tokio::time::sleep(Duration::from_millis(300)).await;
