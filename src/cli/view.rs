@@ -74,7 +74,8 @@ impl Job {
         let attempts = format!("attempt {} of {}", self.attempts, self.max_attempts);
         fact("status", format!("{}, {attempts}", out.paint(tone(&state), &state)));
         if let Some(note) = &self.note {
-            fact("waits", out.paint(Tone::Waiting, &clean(note)));
+            let name = if self.status == "pending" { "waits" } else { "note" };
+            fact(name, out.paint(Tone::Waiting, &clean(note)));
         }
         if self.priority != 0 {
             fact("priority", self.priority.to_string());

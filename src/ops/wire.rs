@@ -246,15 +246,19 @@ pub struct AttemptError {
 
 const PAYLOAD_NOT_SHOWN: &str = "the payload breaks a rule of the input and is not shown; the database has it";
 
+const STOPPING: &str = "somebody has cancelled it, and its run was told to stop";
+
 impl From<Model> for Job {
     fn from(row: Model) -> Self {
         let raw = |text: Option<String>| text.and_then(|text| RawValue::from_string(text).ok());
         let status: Status = row.status.parse().unwrap_or(Status::Pending);
         // It could make the whole answer unreadable for the caller.
         let unfit = row.payload.as_deref().and_then(failure_of_payload);
+        let is_stopping = status == Status::Processing && row.cancel_reason.is_some();
+        let note = unfit.as_ref().map(|_| PAYLOAD_NOT_SHOWN).or(is_stopping.then_some(STOPPING));
         let error = match status {
             Status::Completed => None,
-            Status::Cancelled => row.cancel_reason.or(row.error),
+            Status::Cancelled => row.cancel_reason.filter(|reason| !reason.is_empty()).or(row.error),
             Status::Pending | Status::Processing | Status::Failed => row.error,
         };
         Self {
@@ -273,7 +277,7 @@ impl From<Model> for Job {
             // Those that the service made for itself are nobody's business.
             idempotency_key: row.idempotency_key.filter(|key| !key.starts_with(super::enqueue::INTERNAL_KEY)),
             worker_id: row.worker_id,
-            note: unfit.map(|_| PAYLOAD_NOT_SHOWN.to_owned()),
+            note: note.map(str::to_owned),
             created_at: row.created_at,
             run_at: row.run_at,
             started_at: row.started_at,

@@ -38,8 +38,10 @@ WITH ended AS (
 SELECT id FROM ended"#
 );
 
+/// A reason that is empty stands for none: that there is one shows whoever reads the job that it is to stop.
 const ASK_RUNNING: &str = r#"
-UPDATE jobs SET cancel_requested_at = coalesce(cancel_requested_at, now()), cancel_reason = coalesce(cancel_reason, $2)
+UPDATE jobs SET cancel_requested_at = coalesce(cancel_requested_at, now()),
+                cancel_reason = coalesce(nullif(cancel_reason, ''), $2, '')
 WHERE id = $1 AND status = 'processing' AND ($3::text IS NULL OR type = $3) RETURNING id"#;
 
 const TO_CANCEL: &str = "

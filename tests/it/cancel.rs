@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::harness::start;
+use crate::harness::{Place, start};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_waiting_job_is_cancelled_at_once_and_keeps_the_reason() {
@@ -135,5 +135,27 @@ async fn a_reason_has_a_limit() {
     let refused = service.ask("cancelJob", json!({"jobId": id, "reason": "x".repeat(501)}).to_string()).await;
     assert_eq!((refused.code(), &refused.body["errors"][0]["path"]), (Some("invalid_request"), &json!("/reason")));
     assert_eq!(service.job(&id).await["status"], "pending");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_was_told_to_stop_says_so() {
+    let mut place = Place::new().await;
+    place.config.worker.cancel_grace = Duration::from_secs(3);
+    let service = place.start().await;
+    for reason in [Value::Null, json!("enough")] {
+        let id = service.probe(json!({"sleepMs": 20000})).await;
+        place.journal.until(&id, "start").await;
+        assert_eq!(service.job(&id).await["note"], Value::Null);
+        // It does not listen, so the reply comes first.
+        let job = service.call("cancelJob", json!({"jobId": id, "reason": reason})).await;
+        assert_eq!(job["status"], "processing", "{job}");
+        let told = "somebody has cancelled it, and its run was told to stop";
+        assert_eq!((&job["note"], &job["error"]), (&json!(told), &Value::Null));
+        let listed = service.call("listJobs", json!({"status": "processing"})).await;
+        assert_eq!(listed["jobs"][0]["note"], told, "{listed}");
+        let job = service.finished(&id).await;
+        assert_eq!((&job["status"], &job["error"], &job["note"]), (&json!("cancelled"), &reason, &Value::Null));
+    }
     service.stop().await;
 }

@@ -201,7 +201,7 @@ async fn what_is_out_of_bounds_is_refused_with_the_place_of_the_fault() {
         (json!({"include": ["payload", "everything"]}), "/include/1"),
         (json!({"type": "a.b"}), "/type"),
         (json!({"cursor": "forged"}), "/cursor"),
-        (json!({"colour": "blue"}), ""),
+        (json!({"colour": "blue"}), "/colour"),
     ] {
         let refused = service.ask("listJobs", request.to_string()).await;
         assert_eq!(refused.code(), Some("invalid_request"), "{request}");

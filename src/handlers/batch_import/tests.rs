@@ -35,7 +35,7 @@ async fn every_fault_has_its_pointer() {
         (json!({"items": [item("a")], "namespace": "a\u{7f}"}), vec!["/namespace"]),
         (json!({"items": [{"id": "a"}]}), vec!["/items/0"]),
         (json!({"items": [{"id": 5, "data": 1}]}), vec!["/items/0/id"]),
-        (json!({"items": [{"id": "a", "data": 1, "more": 2}]}), vec!["/items/0"]),
+        (json!({"items": [{"id": "a", "data": 1, "more": 2}]}), vec!["/items/0/more"]),
         (json!({"items": vec![item("a"); 10_001]}), vec!["/items"]),
     ] {
         assert_eq!(faults(&payload), expected);

@@ -379,7 +379,7 @@ fn every_fault_has_its_pointer() {
         ),
         (json!({"url": url, "selectors": {"a": ["h1"]}}), vec!["/selectors/a"]),
         (json!({"url": url, "selectors": many}), vec!["/selectors"]),
-        (json!({"url": url, "depth": 3}), vec![""]),
+        (json!({"url": url, "depth": 3}), vec!["/depth"]),
         (json!({}), vec![""]),
     ] {
         let raw = serde_json::value::to_raw_value(&payload).unwrap();

@@ -245,7 +245,7 @@ fn every_fault_has_its_pointer() {
         (json!({"url": url, "headers": {"X-A": "é"}}), vec!["/headers/X-A"]),
         (json!({"url": url, "headers": {"X-A": "a".repeat(5000)}}), vec!["/headers/X-A"]),
         (json!({"url": url, "headers": {"X-A": 5}}), vec!["/headers/X-A"]),
-        (json!({"url": url, "retries": 5}), vec![""]),
+        (json!({"url": url, "retries": 5}), vec!["/retries"]),
     ] {
         assert_eq!(faults(&closed, &payload), expected, "{payload}");
     }
