@@ -27,16 +27,21 @@ impl Sweep {
     /// # Errors
     /// The database or the broker is away; what was repaired before stays so.
     pub async fn run_once(&self) -> Result<(), Error> {
-        self.free_jobs_of_the_dead().await?;
         let Deps { store, broker, relay, config, types, .. } = &self.0;
-        lost::Ender { store, broker, relay, types }.end_all(config.worker.cancel_grace).await?;
-        store.forget_dead_workers().await?;
-        store.forget_held().await?;
+        // Each by itself: what one of them can't repair is no reason to leave the others undone.
+        let freed = self.free_jobs_of_the_dead().await;
+        let ended = lost::Ender { store, broker, relay, types }.end_all(config.worker.cancel_grace).await;
+        let forgotten = async {
+            store.forget_dead_workers().await?;
+            store.forget_held().await
+        };
+        let forgotten = forgotten.await;
         // The only part that needs the stream; where the broker refuses it, that is noted there.
-        if !broker.is_refused(Stream::WakeUps) {
-            wake_ups::rearm_lost(&self.0, config.background.overdue).await?;
-        }
-        Ok(())
+        let rearmed = match broker.is_refused(Stream::WakeUps) {
+            true => Ok(()),
+            false => wake_ups::rearm_lost(&self.0, config.background.overdue).await,
+        };
+        freed.and(ended.map_err(Error::from)).and(forgotten.map_err(Error::from)).and(rearmed)
     }
 
     async fn free_jobs_of_the_dead(&self) -> Result<(), Error> {

@@ -84,7 +84,11 @@ impl Ops {
         let settlement = Settlement { id, run, verdict, wake_up: WakeUp::Outbox, end: Some(end) };
         // What has not been answered by then may be recorded all the same; to ask again is harmless.
         let recorded = tokio::time::timeout(ANSWER, self.outcomes.submit(settlement)).await;
-        match recorded.map_err(|_| ApiError::unavailable("the database can't be reached or is too slow"))?? {
+        let recorded =
+            recorded.map_err(|_| ApiError::unavailable("the database can't be reached or is too slow"))??;
+        match recorded
+            .map_err(|_| ApiError::new(Code::Internal, "the end of this run can't be stored; the log says why"))?
+        {
             Recorded::As(status) => {
                 let about = About { id, job_type: &row.r#type, attempt, worker_id: &row.worker_id };
                 news.tell(&self.broker, &about, status).await;

@@ -58,6 +58,9 @@ impl Ops {
 
     /// Why a job waits that could run.
     fn note(&self, job: &Job) -> Option<String> {
+        if let Some(said) = self.store.harmed().of(job.id) {
+            return Some(format!("somebody has to look after this job's row: {said}"));
+        }
         let types = self.types.now();
         match job.status {
             Status::Pending if types.paused.contains(&job.r#type) => {

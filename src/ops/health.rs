@@ -58,6 +58,7 @@ impl Ops {
         checks.extend(self.handlers().map(|check| ("handlers", check)));
         checks.extend(self.refused());
         checks.extend(self.stopping().map(|check| ("service", check)));
+        checks.extend(self.rows().map(|check| ("rows", check)));
         let status = checks.values().map(|check| check.status).max().unwrap_or(HealthStatus::Ok);
         Health { status, checks }
     }
@@ -172,6 +173,16 @@ impl Ops {
         let named = away.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
         let more = if away.len() > NAMED { ", …" } else { "" };
         let detail = format!("nobody answers for {named}{more}: start their handlers; their jobs wait");
+        Some(check(HealthStatus::Degraded, detail))
+    }
+
+    /// Jobs that the database refuses to read or to write; `None` where there are none.
+    fn rows(&self) -> Option<Check> {
+        let harmed = self.store.harmed().report();
+        let (id, said) = harmed.first()?;
+        let named = harmed.iter().take(NAMED).map(|(id, _)| id.to_string()).collect::<Vec<_>>().join(", ");
+        let more = if harmed.len() > NAMED { ", …" } else { "" };
+        let detail = format!("{} jobs have rows that are refused: {named}{more}; of {id}: {said}", harmed.len());
         Some(check(HealthStatus::Degraded, detail))
     }
 

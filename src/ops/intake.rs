@@ -207,7 +207,9 @@ impl Lane {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
                 // One row that the database refuses must not harm its neighbours.
-                Err(Error::Rejected { .. }) if jobs.len() > 1 => {
+                Err(e)
+                    if jobs.len() > 1 && (e.is_about_data() || e.may_be_about_one() && since.elapsed() < PATIENCE) =>
+                {
                     drop((starts, turn));
                     let right = jobs.split_off(jobs.len() / 2);
                     let (mut outcomes, mut held) = Box::pin(self.commit(jobs, since)).await;

@@ -55,8 +55,8 @@ impl Ender<'_> {
             if !self.store.may_end_outside() {
                 return Ok(());
             }
-            self.end(&over).await?;
-            if over.len() < SLICE as usize {
+            // None that could be ended: these would be found for ever.
+            if self.end(&over).await? == 0 || over.len() < SLICE as usize {
                 return Ok(());
             }
         }
@@ -69,14 +69,15 @@ impl Ender<'_> {
             if !self.store.may_end_outside() {
                 return Ok(());
             }
-            self.end(&over).await?;
-            if over.len() < SLICE as usize {
+            // None that could be ended: these would be found for ever.
+            if self.end(&over).await? == 0 || over.len() < SLICE as usize {
                 return Ok(());
             }
         }
     }
 
-    async fn end(&self, over: &[Over]) -> Result<(), Error> {
+    /// Returns how many were ended by this.
+    async fn end(&self, over: &[Over]) -> Result<usize, Error> {
         let lost: Vec<JobId> = over.iter().filter(|run| !run.cancelled && !run.too_late).map(|run| run.id).collect();
         let freed = free(self.store, self.broker, self.relay, &lost).await?;
         if freed > 0 {
@@ -84,21 +85,23 @@ impl Ender<'_> {
         }
         let ended: Vec<&Over> = over.iter().filter(|run| run.cancelled || run.too_late).collect();
         if ended.is_empty() {
-            return Ok(());
+            return Ok(freed);
         }
         let settlements: Vec<Settlement> = ended.iter().map(|run| self.settle(run)).collect();
         let news: Vec<News> = settlements.iter().map(|settlement| News::of(&settlement.verdict)).collect();
-        let recorded = self.store.finish(&settlements, Retried::No).await?;
+        let recorded = self.store.finish_each(&settlements, Retried::No).await?;
+        let mut n = freed;
         for ((run, news), recorded) in ended.iter().zip(news).zip(recorded) {
-            // Else somebody was quicker.
-            if let Recorded::As(status) = recorded {
+            // Else somebody was quicker, or it can't be ended.
+            if let Some(Recorded::As(status)) = recorded {
+                n += 1;
                 let about =
                     About { id: run.id, job_type: &run.r#type, attempt: run.attempt as u16, worker_id: &run.worker_id };
                 news.tell(self.broker, &about, status).await;
             }
         }
         self.relay.notify_one();
-        Ok(())
+        Ok(n)
     }
 
     fn settle(&self, run: &Over) -> Settlement {

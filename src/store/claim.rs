@@ -7,9 +7,15 @@ use serde_json::value::RawValue;
 use sqlx::{FromRow, Row, postgres::PgRow, types::Json};
 use uuid::Uuid;
 
-use super::{Error, Store, finish::WakeUp, sweep::Freed, types::is_not_paused};
+use super::{
+    Error, Harmed, Store,
+    finish::{Recorded, Retried, Settlement, WakeUp},
+    row::{At, Read},
+    sweep::Freed,
+    types::is_not_paused,
+};
 use crate::faults::{self, Mutant};
-use crate::job::{Lane, Trace, model::JobId};
+use crate::job::{End, EndKind, Failure, Lane, Status, Trace, Verdict, model::JobId};
 
 /// A job that this worker holds for one run.
 #[derive(Debug)]
@@ -43,12 +49,12 @@ impl FromRow<'_, PgRow> for Claimed {
             attempt: row.try_get(4)?,
             max_attempts: row.try_get(5)?,
             timeout_ms: row.try_get(6)?,
-            run_at: row.try_get(7)?,
+            run_at: row.try_get::<At, _>(7)?.0,
             payload: row.try_get(8)?,
             checkpoint: row.try_get(9)?,
-            tags: row.try_get(10)?,
-            created_at: row.try_get(11)?,
-            deadline: row.try_get(12)?,
+            tags: row.try_get::<Option<Vec<Option<String>>>, _>(10)?.map(|tags| tags.into_iter().flatten().collect()),
+            created_at: row.try_get::<At, _>(11)?.0,
+            deadline: row.try_get::<Option<At>, _>(12)?.map(|at| at.0),
             traceparent: row.try_get(13)?,
         })
     }
@@ -80,6 +86,8 @@ pub enum Refused {
     /// Its last runs ended with the death of their workers, and maybe it was what killed them: a worker may hold one
     /// such job at a time, by [`Store::claim_alone`].
     Suspect,
+    /// The database refuses to claim it or to look at it, for good; see [`super::Harmed`].
+    Harmed,
     /// The row says another type than the message: somebody wrote one of them by hand.
     Mismatch,
 }
@@ -97,7 +105,7 @@ pub struct Round {
     pub id: Uuid,
     /// In the order of what was wanted.
     pub claims: Vec<Claim>,
-    /// Jobs that were taken from dead workers for it, to be told.
+    /// Jobs whose run was ended for it, to be told: those taken from dead workers, and those whose row can't be read.
     pub freed: Vec<Freed>,
 }
 
@@ -147,7 +155,8 @@ SELECT * FROM claimed"#
 const WHY_NOT: &str = concat!(
     r#"
 SELECT j.id, j.type, j.status,
-       (extract(epoch FROM j.run_at - clock_timestamp()) * 1000000)::int8 AS due_in_us,
+       CASE WHEN isfinite(j.run_at) THEN (extract(epoch FROM j.run_at - clock_timestamp()) * 1000000)::int8
+            WHEN j.run_at > clock_timestamp() THEN 9000000000000000 ELSE -1 END AS due_in_us,
        coalesce(j.lease_until, w.expires_at) > clock_timestamp() IS TRUE AS holder_alive, "#,
     suspect!(),
     r#" AS suspect
@@ -224,21 +233,23 @@ impl Store {
         suspects: Suspects,
     ) -> Result<Round, Error> {
         let id = Uuid::now_v7();
-        let mut won = self.claim_once(id, wanted, worker_id, lease, suspects).await?;
+        let (mut won, mut freed) = self.claim_once(id, wanted, worker_id, lease, suspects).await?;
+        self.harmed.forget(won.keys().copied());
         if won.len() == wanted.len() {
-            return Ok(Round { id, claims: answers(wanted, won, &HashMap::new(), suspects), freed: Vec::new() });
+            return Ok(Round { id, claims: answers(wanted, won, &HashMap::new(), suspects, &self.harmed), freed });
         }
         let mut why = self.why_not(wanted, &won).await?;
-        let stale: Vec<Uuid> =
-            why.values().filter(|row| row.status == "processing" && !row.holder_alive).map(|row| row.id).collect();
-        let mut freed = Vec::new();
+        let is_stale = |row: &WhyNot| row.status == "processing" && !row.holder_alive;
+        let stale: Vec<Uuid> = why.values().flatten().filter(|row| is_stale(row)).map(|row| row.id).collect();
         if !stale.is_empty() && !faults::has(Mutant::NoTakeOver) {
-            freed = self.release_lost(&stale, WakeUp::NotNeeded).await?;
+            freed.extend(self.release_lost(&stale, WakeUp::NotNeeded).await?);
             let again: Vec<_> = wanted.iter().filter(|(id, _)| stale.contains(id)).cloned().collect();
-            won.extend(self.claim_once(id, &again, worker_id, lease, suspects).await?);
+            let (more, ended) = self.claim_once(id, &again, worker_id, lease, suspects).await?;
+            won.extend(more);
+            freed.extend(ended);
             why = self.why_not(wanted, &won).await?;
         }
-        Ok(Round { id, claims: answers(wanted, won, &why, suspects), freed })
+        Ok(Round { id, claims: answers(wanted, won, &why, suspects, &self.harmed), freed })
     }
 
     async fn claim_once(
@@ -248,12 +259,63 @@ impl Store {
         worker_id: &str,
         lease: Option<Lease>,
         suspects: Suspects,
-    ) -> Result<HashMap<JobId, Claimed>, Error> {
+    ) -> Result<(HashMap<JobId, Claimed>, Vec<Freed>), Error> {
         // Sorted, so that two batches that share rows lock them in the same order.
         let mut sorted: Vec<_> = wanted.iter().collect();
         sorted.sort();
         sorted.dedup();
-        let (types, places) = types_of(&sorted);
+        let claim = |some| self.claim_sorted(id, some, worker_id, lease, suspects);
+        let rows = self.apart(&sorted, |wanted| wanted.0, |_| None, claim).await?;
+        let (mut won, mut unreadable) = (HashMap::with_capacity(rows.len()), Vec::new());
+        for row in rows {
+            match row {
+                Read::Whole(job) => drop(won.insert(job.id, job)),
+                Read::Not { id, job_type, run, attempt, why } => {
+                    let message = format!("the row of this job can't be read: {why}");
+                    self.harmed.note_said(id, message.clone());
+                    let worker_id = worker_id.to_owned();
+                    let status = Status::Failed;
+                    unreadable.push((run, Freed { id, job_type, attempt: attempt as u16, worker_id, message, status }));
+                }
+            }
+        }
+        let ended = self.end_unreadable(unreadable).await;
+        Ok((won, ended))
+    }
+
+    /// Nobody can do these jobs. What can't be ended now is held by nobody, and given back by whoever looks for such runs.
+    async fn end_unreadable(&self, jobs: Vec<(i64, Freed)>) -> Vec<Freed> {
+        if jobs.is_empty() {
+            return Vec::new();
+        }
+        let settle = |(run, job): &(i64, Freed)| {
+            let verdict = Verdict::DeadLetter { failure: Failure::permanent(job.message.clone()) };
+            Settlement {
+                id: job.id,
+                run: *run,
+                verdict,
+                wake_up: WakeUp::Outbox,
+                end: Some(End::unsaid(EndKind::Error)),
+            }
+        };
+        let settlements: Vec<_> = jobs.iter().map(settle).collect();
+        let recorded = self.finish_each(&settlements, Retried::No).await.unwrap_or_default();
+        let ended = |((_, job), recorded)| match recorded {
+            Some(Recorded::As(status)) => Some(Freed { status, ..job }),
+            Some(Recorded::LeaseLost) | None => None,
+        };
+        jobs.into_iter().zip(recorded).filter_map(ended).collect()
+    }
+
+    async fn claim_sorted(
+        &self,
+        id: Uuid,
+        sorted: &[&(JobId, String)],
+        worker_id: &str,
+        lease: Option<Lease>,
+        suspects: Suspects,
+    ) -> Result<Vec<Read<Claimed>>, Error> {
+        let (types, places) = types_of(sorted);
         let counted = "attempt = j.attempt + 1";
         let query = sqlx::query_as(faults::statement(Mutant::AttemptNotCounted, CLAIM, counted, "attempt = j.attempt"))
             .bind(sorted.iter().map(|w| w.0).collect::<Vec<_>>())
@@ -264,18 +326,21 @@ impl Store {
             .bind(lease.map(|lease| lease.timeout.as_millis() as i64))
             .bind(id)
             .bind(places);
-        let rows: Vec<Claimed> = self.hot_all("claim", query).await?;
-        Ok(rows.into_iter().map(|job| (job.id, job)).collect())
+        self.hot_all("claim", query).await
     }
 
     async fn why_not(
         &self,
         wanted: &[(JobId, String)],
         won: &HashMap<JobId, Claimed>,
-    ) -> Result<HashMap<JobId, WhyNot>, Error> {
+    ) -> Result<HashMap<JobId, Option<WhyNot>>, Error> {
         let open: Vec<Uuid> = wanted.iter().map(|w| w.0).filter(|id| !won.contains_key(id)).collect();
-        let rows: Vec<WhyNot> = self.hot_all("why not claimed", sqlx::query_as(WHY_NOT).bind(open)).await?;
-        Ok(rows.into_iter().map(|row| (row.id, row)).collect())
+        let look = async |some: &[Uuid]| {
+            let rows: Vec<WhyNot> = self.hot_all("why not claimed", sqlx::query_as(WHY_NOT).bind(some)).await?;
+            Ok(rows.into_iter().map(|row| (row.id, Some(row))).collect())
+        };
+        let rows = self.apart(&open, |id| *id, |id| Some((*id, None)), look).await?;
+        Ok(rows.into_iter().collect())
     }
 }
 
@@ -297,8 +362,9 @@ fn types_of<'a>(wanted: &[&'a (JobId, String)]) -> (Vec<&'a str>, Vec<i16>) {
 fn answers(
     wanted: &[(JobId, String)],
     mut won: HashMap<JobId, Claimed>,
-    why: &HashMap<JobId, WhyNot>,
+    why: &HashMap<JobId, Option<WhyNot>>,
     suspects: Suspects,
+    harmed: &Harmed,
 ) -> Vec<Claim> {
     let answer = |(id, job_type): &(JobId, String)| {
         if let Some(job) = won.remove(id) {
@@ -306,11 +372,13 @@ fn answers(
         }
         Claim::Refused(match why.get(id) {
             None => Refused::Over,
-            Some(row) if row.r#type != *job_type => Refused::Mismatch,
-            Some(row) if row.status == "processing" => Refused::Held,
-            Some(row) if row.due_in_us > 0 => Refused::NotDue(Duration::from_micros(row.due_in_us as u64)),
-            Some(row) if row.suspect && suspects == Suspects::Left => Refused::Suspect,
-            Some(_) => Refused::Paused,
+            Some(None) => Refused::Harmed,
+            Some(Some(row)) if row.r#type != *job_type => Refused::Mismatch,
+            Some(Some(row)) if row.status == "processing" => Refused::Held,
+            Some(Some(row)) if row.due_in_us > 0 => Refused::NotDue(Duration::from_micros(row.due_in_us as u64)),
+            Some(Some(row)) if row.suspect && suspects == Suspects::Left => Refused::Suspect,
+            Some(Some(_)) if harmed.of(*id).is_some() => Refused::Harmed,
+            Some(Some(_)) => Refused::Paused,
         })
     };
     wanted.iter().map(answer).collect()

@@ -25,16 +25,16 @@ SELECT type, status, sum(n)::int8 FROM (
 /// type all due rows of others are passed by, so this is for types that have many jobs themselves.
 const OLDEST: &str = r#"
 SELECT extract(epoch FROM clock_timestamp() - run_at)::float8 FROM jobs
-WHERE run_at <= clock_timestamp() AND status = 'pending' AND ($1::text IS NULL OR type = $1) ORDER BY run_at LIMIT 1"#;
+WHERE run_at <= clock_timestamp() AND isfinite(run_at) AND status = 'pending' AND ($1::text IS NULL OR type = $1) ORDER BY run_at LIMIT 1"#;
 
 /// By the index of types, all jobs of one: a maximum over a volatile expression, which can't be had in the order of run_at.
 const OLDEST_OF_FEW: &str = r#"
 SELECT extract(epoch FROM max(clock_timestamp() - run_at))::float8 FROM jobs
-WHERE type = $1 AND run_at <= clock_timestamp() AND status = 'pending'"#;
+WHERE type = $1 AND run_at <= clock_timestamp() AND isfinite(run_at) AND status = 'pending'"#;
 
 /// By the index on run_at, but not further than [`WALK`]: jobs of types that don't count may be many, and the oldest.
 const OLDEST_BUT: &str = r#"
-SELECT extract(epoch FROM max(clock_timestamp() - run_at) FILTER (WHERE status = 'pending' AND type <> ALL ($1)))::float8,
+SELECT extract(epoch FROM max(clock_timestamp() - run_at) FILTER (WHERE isfinite(run_at) AND status = 'pending' AND type <> ALL ($1)))::float8,
        count(*) FROM (
     SELECT run_at, status, type FROM jobs WHERE run_at <= clock_timestamp() ORDER BY run_at LIMIT $2
 ) AS due"#;
@@ -47,7 +47,8 @@ SELECT extract(epoch FROM max(clock_timestamp() - CASE WHEN back THEN greatest(s
 FROM unnest($1::text[]) AS wanted (type)
 LEFT JOIN job_types AS t ON t.type = wanted.type
 CROSS JOIN LATERAL (
-    SELECT run_at, created_at, run, started_at, status, (errors -> -1 ->> 'at')::timestamptz AS failed_at
+    SELECT CASE WHEN run_at = '-infinity' THEN clock_timestamp() ELSE run_at END AS run_at,
+           CASE WHEN isfinite(created_at) THEN created_at ELSE clock_timestamp() END AS created_at, run, started_at, status, (errors -> -1 ->> 'at')::timestamptz AS failed_at
     FROM jobs AS j WHERE j.type = wanted.type ORDER BY uuid_send(j.id) LIMIT $2
 ) AS j
 CROSS JOIN LATERAL (SELECT t.unattended_since AS since,

@@ -162,6 +162,16 @@ impl Error {
         }
     }
 
+    /// Whether the data can't be stored as it is.
+    pub fn is_about_data(&self) -> bool {
+        matches!(self, Error::Rejected { .. })
+    }
+
+    /// Whether it may be due to one item of a batch, so that the others would be taken without it.
+    pub fn may_be_about_one(&self) -> bool {
+        matches!(self, Error::Rejected { .. } | Error::Broken { .. })
+    }
+
     /// Whether the same statement may succeed later.
     /// What the server said, where it was the server that refused.
     pub(super) fn code(&self) -> Option<String> {

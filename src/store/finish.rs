@@ -212,6 +212,19 @@ impl Store {
         Ok(firsts.iter().map(answer).collect())
     }
 
+    /// As [`Store::finish`], for what nobody waits for: an outcome that can't be stored is noted and gives `None`, and its
+    /// neighbours are recorded.
+    ///
+    /// # Errors
+    /// As for every statement; what was recorded before stays so.
+    pub async fn finish_each(&self, batch: &[Settlement], retried: Retried) -> Result<Vec<Option<Recorded>>, Error> {
+        let finish = async |some: &[Settlement]| {
+            let recorded = self.finish(some, retried).await?;
+            Ok(recorded.into_iter().map(Some).collect())
+        };
+        self.apart(batch, |settlement| settlement.id, |_| Some(None), finish).await
+    }
+
     async fn end(&self, ends: &[Final<'_>]) -> Result<Vec<(Key, Status)>, Error> {
         if ends.is_empty() {
             return Ok(Vec::new());

@@ -15,6 +15,7 @@ pub mod entity;
 mod error;
 pub mod finish;
 pub mod grace;
+mod harmed;
 pub mod held;
 mod keys;
 pub mod marks;
@@ -24,9 +25,11 @@ pub mod outbox;
 pub mod outside;
 mod places;
 pub mod query;
+mod reading;
 pub mod rearm;
 pub mod retention;
 pub mod retry;
+mod row;
 mod server;
 pub mod sweep;
 pub mod turns;
@@ -54,6 +57,7 @@ use crate::config;
 pub use connect::Connector;
 use connections::{Connections, Doubt, sign_of_life};
 pub use error::{Cause, Error};
+pub use harmed::Harmed;
 use server::Server;
 
 /// Longest wait for a free connection. Shorter than what any caller is promised (2 s).
@@ -76,6 +80,7 @@ pub struct Store {
     connector: Connector,
     server: Server,
     doubt: Doubt,
+    harmed: Harmed,
     /// Whether the schema is known to be there. Before that nothing is asked of it, so that a service that starts before
     /// its database says `unavailable` and not that a table is missing.
     migrated: Arc<AtomicBool>,
@@ -120,6 +125,7 @@ impl Store {
             reads: Connections::new(reads, for_reads, 0, doubt.clone()),
             connector,
             doubt,
+            harmed: Harmed::default(),
             migrated: Arc::default(),
             reach: grace::Reach::default(),
         })

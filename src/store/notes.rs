@@ -45,11 +45,16 @@ pub struct Noted {
 }
 
 impl Store {
-    /// Writes notes; those of runs that have lost their lease change nothing, and are not among the answers.
+    /// Writes notes; those of runs that have lost their lease change nothing, and are not among the answers. Nor are those
+    /// that can't be stored.
     ///
     /// # Errors
     /// As for every statement.
     pub async fn write_notes(&self, notes: &[Note]) -> Result<Vec<Noted>, Error> {
+        self.apart(notes, |note| note.id, |_| None, |some| self.write_some_notes(some)).await
+    }
+
+    async fn write_some_notes(&self, notes: &[Note]) -> Result<Vec<Noted>, Error> {
         let mut sorted: Vec<&Note> = notes.iter().collect();
         sorted.sort_by_key(|note| note.id);
         let query = sqlx::query_as(WRITE)

@@ -70,12 +70,16 @@ pub struct Renewed {
 type RenewedRow = (Uuid, i64, String, i16, String, bool, Option<String>);
 
 impl Store {
-    /// Renews the leases of runs outside, and writes what they say. Those that are not among the answers are lost. Of each
-    /// run (and type) there is one sign at most.
+    /// Renews the leases of runs outside, and writes what they say. Those that are not among the answers are lost, or can't
+    /// be written. Of each run (and type) there is one sign at most.
     ///
     /// # Errors
     /// As for every statement.
     pub async fn renew(&self, signs: &[Sign]) -> Result<Vec<Renewed>, Error> {
+        self.apart(signs, |sign| sign.id, |_| None, |some| self.renew_some(some)).await
+    }
+
+    async fn renew_some(&self, signs: &[Sign]) -> Result<Vec<Renewed>, Error> {
         let mut sorted: Vec<&Sign> = signs.iter().collect();
         sorted.sort_by_key(|sign| sign.id);
         let query = sqlx::query_as(RENEW)

@@ -2,20 +2,19 @@
 
 use futures_util::TryStreamExt;
 use sea_orm::{
-    ColumnTrait, Condition, EntityTrait, ExprTrait, Iterable, QueryFilter, QueryOrder, QuerySelect,
+    ColumnTrait, Condition, ExprTrait, QueryFilter, QueryOrder, QuerySelect,
     sea_query::{Expr, SimpleExpr},
 };
 use uuid::Uuid;
 
+pub use super::reading::Include;
 use super::{
     ANSWER, Error, Store,
-    entity::job::{Column, Entity, Model},
+    entity::job::{Column, Model},
     held,
+    reading::{BY_ID, columns},
 };
 use crate::job::{Status, model::JobId};
-
-/// Not through the view: that opens all partitions of finished jobs.
-const BY_ID: &str = "SELECT * FROM jobs_by_id($1)";
 
 /// Which jobs a list shows.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -47,14 +46,6 @@ impl Wanted {
     }
 }
 
-/// The large columns to read along.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Include {
-    pub payload: bool,
-    pub result: bool,
-    pub errors: bool,
-}
-
 /// One page of a list.
 #[derive(Debug)]
 pub struct Page {
@@ -69,23 +60,41 @@ impl Store {
     /// # Errors
     /// As for every statement.
     pub async fn job(&self, id: JobId) -> Result<Option<Model>, Error> {
-        let query = sqlx::query_as(BY_ID).bind(vec![id]);
+        let query = sqlx::query_as(BY_ID.as_str()).bind(vec![id]);
         Ok(self.read_answer("read a job", query).await?.pop())
     }
 
-    /// Jobs by id, in no order; unknown ids are left out.
+    /// Jobs by id, in no order; unknown ids are left out. So are those that can't be read.
     ///
     /// # Errors
     /// As for every statement.
     pub async fn jobs(&self, ids: &[Uuid]) -> Result<Vec<Model>, Error> {
-        self.read_answer("read jobs", sqlx::query_as(BY_ID).bind(ids)).await
+        let read = async |some: &[Uuid]| self.read_answer("read jobs", sqlx::query_as(BY_ID.as_str()).bind(some)).await;
+        within("read jobs", Box::pin(self.apart(ids, |id| *id, |_| None, read))).await
     }
 
-    /// The newest jobs first. The page ends early when its rows would pass `budget` bytes; at least one row is given.
+    /// The newest jobs first. The page ends early when its rows would pass `budget` bytes; at least one row is given. Where
+    /// one of them can't be read as a whole, all are without their large parts.
     ///
     /// # Errors
     /// As for every statement.
     pub async fn list(
+        &self,
+        filter: &Filter,
+        limit: u64,
+        offset: u64,
+        include: Include,
+        budget: usize,
+    ) -> Result<Page, Error> {
+        match Box::pin(self.list_with(filter, limit, offset, include, budget)).await {
+            Err(e) if e.may_be_about_one() && include != Include::default() => {
+                Box::pin(self.list_with(filter, limit, offset, Include::default(), budget)).await
+            }
+            page => page,
+        }
+    }
+
+    async fn list_with(
         &self,
         filter: &Filter,
         limit: u64,
@@ -259,18 +268,6 @@ impl Filling {
 
 async fn within<T>(context: &'static str, read: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     tokio::time::timeout(ANSWER, read).await.unwrap_or(Err(Error::Unavailable { context, source: None }))
-}
-
-fn columns(include: Include) -> sea_orm::Select<Entity> {
-    let is_wanted = |column: &Column| match column {
-        Column::Payload => include.payload,
-        Column::Result => include.result,
-        Column::Errors => include.errors,
-        _ => true,
-    };
-    Column::iter().fold(Entity::find().select_only(), |select, column| {
-        if is_wanted(&column) { select.column(column) } else { select.expr_as(Expr::cust("NULL::text"), column) }
-    })
 }
 
 fn condition(filter: &Filter) -> Condition {

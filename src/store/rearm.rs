@@ -22,6 +22,7 @@ pub struct Due {
     #[sqlx(rename = "type")]
     pub job_type: String,
     pub priority: i16,
+    #[sqlx(try_from = "super::row::At")]
     pub run_at: DateTime<Utc>,
     /// The transaction that wrote this version of it: each claim and each return writes another.
     pub written_by: i64,

@@ -128,9 +128,9 @@ impl Store {
             Settlement { id: row.id, run: row.run, verdict, wake_up, end }
         };
         let settlements: Vec<_> = lost.iter().map(settle).collect();
-        let recorded = self.finish(&settlements, Retried::No).await?;
-        let freed = |(row, recorded): (LostRun, Recorded)| match recorded {
-            Recorded::As(status) => Some(Freed {
+        let recorded = self.finish_each(&settlements, Retried::No).await?;
+        let freed = |(row, recorded): (LostRun, Option<Recorded>)| match recorded {
+            Some(Recorded::As(status)) => Some(Freed {
                 id: row.id,
                 message: message(&row),
                 job_type: row.r#type,
@@ -138,8 +138,8 @@ impl Store {
                 worker_id: row.worker_id,
                 status,
             }),
-            // Somebody else was quicker.
-            Recorded::LeaseLost => None,
+            // Somebody else was quicker, or it can't be ended.
+            Some(Recorded::LeaseLost) | None => None,
         };
         Ok(lost.into_iter().zip(recorded).filter_map(freed).collect())
     }
@@ -158,7 +158,7 @@ impl Store {
             end: None,
         };
         let settlements: Vec<_> = runs.iter().map(back).collect();
-        self.finish(&settlements, Retried::No).await.map(|_| ())
+        self.finish_each(&settlements, Retried::No).await.map(|_| ())
     }
 
     /// Up to `limit` jobs whose worker has a lease that ran out.

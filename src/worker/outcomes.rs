@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::{
     flow::{Batcher, batcher::Size},
     job::{Failure, Verdict},
+    ops::error::chain,
     store::{
         Error, Store,
         finish::{Recorded, Retried, Settlement},
@@ -12,7 +13,7 @@ use crate::{
     supervise::Tasks,
 };
 
-pub(crate) type Outcomes = Batcher<Settlement, Recorded>;
+pub(crate) type Outcomes = Batcher<Settlement, Result<Recorded, Box<Settlement>>>;
 
 /// Outcomes and bytes of results in one statement, whichever comes first (see [`weigh`]).
 const FULL: usize = 500;
@@ -37,26 +38,32 @@ fn weigh(settlement: &Settlement) -> usize {
 }
 
 /// Never gives up on a database that is away: the messages are kept alive meanwhile, and if the lease runs out, the
-/// fence decides.
-async fn record(store: &Store, mut batch: Vec<Settlement>) -> Vec<Recorded> {
+/// fence decides. What the database refuses for good is given back, so that it holds up no other.
+async fn record(store: &Store, mut batch: Vec<Settlement>) -> Vec<Result<Recorded, Box<Settlement>>> {
     let mut retried = Retried::No;
+    let mut refused = None;
     let mut pause = Duration::from_millis(50);
     let mut partitions_made = false;
     loop {
         match store.finish(&batch, retried).await {
-            Ok(recorded) => return recorded,
-            Err(Error::Rejected { source, .. }) if batch.len() == 1 => {
+            Ok(recorded) => return recorded.into_iter().map(Ok).collect(),
+            Err(e) if batch.len() == 1 && !e.is_transient() => {
+                let is_refused = matches!(e, Error::Rejected { .. });
                 // A partition of today may be missing when the service slept over several midnights.
-                if !partitions_made && store.make_partitions().await.is_ok() {
+                if is_refused && !partitions_made && store.make_partitions().await.is_ok() {
                     partitions_made = true;
                     continue;
                 }
-                tracing::error!(job.id = %batch[0].id, "an outcome can't be stored: {source}");
-                let failure = Failure::permanent("the outcome of the run can't be stored");
-                if matches!(batch[0].verdict, Verdict::DeadLetter { .. }) {
-                    return vec![Recorded::LeaseLost];
+                store.harmed().note(batch[0].id, &e);
+                if !is_refused || matches!(batch[0].verdict, Verdict::DeadLetter { .. }) {
+                    // It is not the result that can't be stored: it may be, once somebody has looked after the tables.
+                    if let Some(verdict) = refused {
+                        batch[0].verdict = verdict;
+                    }
+                    return batch.into_iter().map(|settlement| Err(Box::new(settlement))).collect();
                 }
-                batch[0].verdict = Verdict::DeadLetter { failure };
+                let failure = Failure::permanent("the outcome of the run can't be stored");
+                refused = Some(std::mem::replace(&mut batch[0].verdict, Verdict::DeadLetter { failure }));
             }
             // One outcome that can't be stored must not hold up its neighbours.
             Err(Error::Rejected { .. }) => {
@@ -65,6 +72,18 @@ async fn record(store: &Store, mut batch: Vec<Settlement>) -> Vec<Recorded> {
                 recorded.extend(Box::pin(record(store, right)).await);
                 return recorded;
             }
+            // A statement that does not fit: it may be due to one of them, and else it helps nobody to wait here.
+            Err(e) if !e.is_transient() => match store.finish_each(&batch, retried).await {
+                Ok(recorded) => {
+                    let answers = batch.into_iter().zip(recorded);
+                    return answers.map(|(settlement, recorded)| recorded.ok_or(Box::new(settlement))).collect();
+                }
+                Err(e) if e.is_transient() => retried = Retried::Yes,
+                Err(e) => {
+                    tracing::error!("could not record {} outcomes: {}", batch.len(), chain(&e));
+                    return batch.into_iter().map(|settlement| Err(Box::new(settlement))).collect();
+                }
+            },
             Err(e) => {
                 e.tell("could not record outcomes, trying again");
                 retried = Retried::Yes;

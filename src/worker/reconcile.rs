@@ -28,6 +28,8 @@ use crate::{
 const IN_A_LEASE: u32 = 3;
 /// Looks that must have missed a run.
 const LOOKS: u32 = 2;
+/// Looks that a run rests which the database has refused to give back.
+const REFUSED: u32 = 10;
 /// Pause between looks while a claim may have been carried out whose answer got lost.
 const SOON: Duration = Duration::from_millis(500);
 /// How long the database may go on with a statement whose client has gone: its `statement_timeout`, and some more.
@@ -91,7 +93,7 @@ async fn hand_back(shared: &Shared, runs: Vec<LostRun>) -> Result<(), Error> {
     tracing::warn!("handing back {} jobs that this worker holds and has not started", runs.len());
     shared.deps.store.hand_back(&runs).await?;
     shared.deps.relay.notify_one();
-    shared.running.forget(&runs);
+    forget(shared, &runs);
     Ok(())
 }
 
@@ -102,8 +104,24 @@ async fn end(shared: &Shared, runs: Vec<LostRun>) -> Result<(), Error> {
     let freed = deps.store.end_lost(runs.clone(), message, WakeUp::Outbox).await?;
     tracing::warn!("ended {} runs that this worker had started and lost by a fault of its own", freed.len());
     lost::tell(&deps.broker, &deps.relay, &freed).await;
-    shared.running.forget(&runs);
+    forget(shared, &runs);
     Ok(())
+}
+
+/// Those that the database has refused to write are tried again later.
+fn forget(shared: &Shared, runs: &[LostRun]) {
+    let harmed = shared.deps.store.harmed();
+    let (refused, ended): (Vec<_>, Vec<_>) = runs.iter().partition(|run| harmed.of(run.id).is_some());
+    let mut running = shared.running.lock();
+    for run in ended {
+        running.forgotten.remove(&(run.id, run.run));
+    }
+    for run in refused {
+        if let Some(forgotten) = running.forgotten.get_mut(&(run.id, run.run)) {
+            forgotten.missed = 0;
+            forgotten.rest = REFUSED;
+        }
+    }
 }
 
 impl Running {
@@ -136,9 +154,13 @@ impl Running {
             if known(&key.0) {
                 continue;
             }
-            let first = Forgotten { begun: false, since: began, missed: 0 };
+            let first = Forgotten { begun: false, since: began, missed: 0, rest: 0 };
             let forgotten = runs.forgotten.entry(key).or_insert(first);
             if claimed.contains_key(&key.0) {
+                continue;
+            }
+            if forgotten.rest > 0 {
+                forgotten.rest -= 1;
                 continue;
             }
             forgotten.missed += 1;
@@ -147,14 +169,6 @@ impl Running {
             }
         }
         missed
-    }
-
-    /// Looked after.
-    fn forget(&self, ended: &[LostRun]) {
-        let mut runs = self.lock();
-        for run in ended {
-            runs.forgotten.remove(&(run.id, run.run));
-        }
     }
 }
 

@@ -17,6 +17,10 @@ use crate::{
     },
 };
 
+/// Pauses before an outcome is tried again that the database has refused: half a minute in all.
+const FIRST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(16);
+
 /// Records how a run has ended, tells it, and answers its message.
 ///
 /// `end`: of a run that a program outside has done.
@@ -35,14 +39,14 @@ pub(super) async fn record(
         Verdict::Complete { .. } | Verdict::DeadLetter { .. } | Verdict::Cancel => Duration::ZERO,
     };
     let settlement = Settlement { id: job.id, run: job.run, verdict, wake_up, end };
-    let recorded = shared.outcomes.submit(settlement).await;
-    if recorded.is_ok() {
+    let recorded = submit(shared, run, settlement).await;
+    if recorded.is_some() {
         run.settle();
     }
     crash_point("after_finish_commit");
     run.let_go();
     match recorded {
-        Ok(Recorded::As(status)) => {
+        Some(Recorded::As(status)) => {
             told.tell(broker, &subject_of(shared, job), status).await;
             let in_outbox = status == Status::Pending && wake_up == WakeUp::Outbox;
             if status == Status::Failed || in_outbox {
@@ -55,10 +59,30 @@ pub(super) async fn record(
             }
         }
         // Somebody else holds the job and its message: neither ack nor nak is ours to give.
-        Ok(Recorded::LeaseLost) => {
+        Some(Recorded::LeaseLost) => {
             tracing::warn!(job.id = %job.id, job.run = job.run, "lost the lease of job {}; its outcome was dropped", job.id);
         }
-        Err(_) => {}
+        // Held by the database's account, and by nobody here from now on: it is looked after as such.
+        None => {}
+    }
+}
+
+/// Tries again for a while what the database refuses, beside the lane that serves everybody: a right that is missing by
+/// mistake should cost no result. `None`: it is given up.
+async fn submit(shared: &Shared, run: &Run, mut settlement: Settlement) -> Option<Recorded> {
+    let mut pause = FIRST;
+    loop {
+        match shared.outcomes.submit(settlement).await {
+            Ok(Ok(recorded)) => return Some(recorded),
+            Ok(Err(refused)) if pause <= LONGEST => settlement = *refused,
+            Ok(Err(_)) | Err(_) => return None,
+        }
+        // Boxed: hardly any run waits here.
+        let stopped = Box::pin(tokio::time::timeout(pause, run.token.cancelled())).await;
+        if stopped.is_ok() {
+            return None;
+        }
+        pause *= 2;
     }
 }
 

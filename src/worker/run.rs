@@ -197,6 +197,8 @@ pub(crate) async fn put_off(broker: &Broker, ack: &AckHandle, id: JobId, refused
         Refused::Suspect => ack.nak(broker, NEXT_SUSPECT).await,
         // Kept as a hint for the case that the holder dies: by then its lease is over.
         Refused::Held => ack.nak(broker, lease).await,
+        // It was noted what the database says of it; somebody has to look after it first.
+        Refused::Harmed => ack.nak(broker, lease).await,
         Refused::Mismatch => {
             tracing::warn!(job.id = %id, "removed a message whose type is not its job's");
             ack.term(broker, "type differs from the job's").await;

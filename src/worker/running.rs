@@ -197,6 +197,8 @@ pub(super) struct Forgotten {
     pub since: Instant,
     /// How many looks in a row have missed it.
     pub missed: u32,
+    /// How many looks it is left alone.
+    pub rest: u32,
 }
 
 impl Running {
@@ -213,7 +215,7 @@ impl Running {
         let number = run.claimed().0;
         if number > 0 && !run.settled.load(Ordering::SeqCst) {
             let begun = run.begun.load(Ordering::SeqCst);
-            runs.forgotten.insert((run.id, number), Forgotten { begun, since: Instant::now(), missed: 0 });
+            runs.forgotten.insert((run.id, number), Forgotten { begun, since: Instant::now(), missed: 0, rest: 0 });
         }
         runs.in_hand.remove(&key);
         if runs.in_hand.is_empty() {
@@ -375,7 +377,7 @@ async fn write(shared: &Shared, runs: Vec<(&Arc<Run>, tokio::sync::MutexGuard<'_
     let noted = match Box::pin(shared.deps.store.write_notes(&notes)).await {
         Ok(noted) => noted,
         Err(e) => {
-            tracing::debug!("progress was not written: {e}");
+            tracing::debug!("progress was not written: {}", crate::ops::error::chain(&e));
             if e.is_transient() {
                 notes.into_iter().zip(said).for_each(|(note, (.., kept))| kept.put_back(note.update));
             }

@@ -36,6 +36,7 @@ mod files;
 mod foreign;
 mod grace;
 mod guarantees;
+mod harmed;
 mod harness;
 mod health;
 mod http;
