@@ -8,7 +8,7 @@ use tokio::{
     sync::{Notify, watch},
     time::{Instant, timeout_at},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     background,
@@ -44,6 +44,8 @@ pub struct Service {
     start: tokio::task::JoinHandle<Result<Option<Worker>, Error>>,
     ready: watch::Receiver<bool>,
     stop_start: CancellationToken,
+    /// Dropped without a stop, a service ends as by a crash.
+    _end: DropGuard,
 }
 
 /// Tasks that end together.
@@ -117,6 +119,7 @@ impl Service {
         store.reach().watch();
         let broker = Broker::connect(&config.nats, &config.background).await?;
         let supervisor = Supervisor::default();
+        let end = supervisor.end_on_drop();
         let publisher = Publisher::start(&broker, &supervisor).await?;
         let builtin = Registry::builtin(&config, store.reads().clone(), &supervisor)?;
         let builtin = faults::with_misbehaviour(builtin)?;
@@ -140,7 +143,7 @@ impl Service {
             rpc::start(ops.clone(), &broker, &config, &doors.stop, &doors.tasks).await?;
         }
         let (told, ready) = watch::channel(false);
-        let stop_start = CancellationToken::new();
+        let stop_start = supervisor.aborted().child_token();
         let start = Start {
             deps,
             callers,
@@ -153,7 +156,7 @@ impl Service {
             ready: told,
         };
         let start = supervisor.vital("start", start.run(stop_start.clone()));
-        Ok(Self { http, ops, store, broker, doors, duties, intake, start, ready, stop_start })
+        Ok(Self { http, ops, store, broker, doors, duties, intake, start, ready, stop_start, _end: end })
     }
 
     /// Where HTTP listens; `None` when it is switched off.

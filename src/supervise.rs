@@ -20,7 +20,10 @@ use tokio::{
     task::{JoinHandle, JoinSet},
     time::Instant,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 
 /// Pause before a task that failed starts again: twice as long with each failure, up to [`LONGEST`].
 const FIRST: Duration = Duration::from_millis(100);
@@ -51,6 +54,8 @@ struct Shared {
     stopping: CancellationToken,
     /// The same, for those who ask for each job.
     is_stopping: AtomicBool,
+    /// All tasks are dropped where they wait.
+    aborted: CancellationToken,
 }
 
 /// What is known of one long-lived task.
@@ -140,6 +145,16 @@ impl Supervisor {
         lock(&self.0.restarts).clone()
     }
 
+    /// Ends all tasks as a crash would, wherever they wait, when it is dropped.
+    pub fn end_on_drop(&self) -> DropGuard {
+        self.0.aborted.clone().drop_guard()
+    }
+
+    /// Is cancelled when all tasks are ended as by a crash.
+    pub fn aborted(&self) -> &CancellationToken {
+        &self.0.aborted
+    }
+
     /// Runs `work` again and again until it returns while `stop` is cancelled. Without a `stop`, its return is its end.
     ///
     /// A panic or an early return is logged and counted; then it starts again after a pause. For a task on a runtime
@@ -148,15 +163,23 @@ impl Supervisor {
         &self,
         name: impl Into<Name>,
         stop: Option<CancellationToken>,
-        mut work: impl FnMut() -> Fut,
+        work: impl FnMut() -> Fut,
     ) where
         Fut: Future<Output = ()>,
     {
-        let entry = Entry::new(self, name.into());
+        self.0.aborted.run_until_cancelled(self.keep_up(name.into(), stop, work)).await;
+    }
+
+    async fn keep_up<Fut>(&self, name: Name, stop: Option<CancellationToken>, mut work: impl FnMut() -> Fut)
+    where
+        Fut: Future<Output = ()>,
+    {
+        let entry = Entry::new(self, name);
         let mut at_stop = 0;
         loop {
             let began = Instant::now();
-            let run = AssertUnwindSafe(entry.run(async { work().await })).catch_unwind().await;
+            // Boxed: it is large, and each layer around it would hold and move all of it.
+            let run = AssertUnwindSafe(entry.run(async { Box::pin(work()).await })).catch_unwind().await;
             let stopping = stop.as_ref().is_some_and(CancellationToken::is_cancelled);
             let how = match &run {
                 Ok(()) if stopping || stop.is_none() => return,
@@ -255,12 +278,13 @@ impl Tasks {
         self.track(name.into(), None, work);
     }
 
-    /// As [`spawn`], for a task that is waited for with the others.
-    pub fn spawn<F>(&self, name: &'static str, work: F) -> JoinHandle<F::Output>
+    /// As [`spawn`], for a task that is waited for with the others, and ended with them.
+    pub fn spawn<F>(&self, name: &'static str, work: F)
     where
-        F: Future<Output: Send> + Send + 'static,
+        F: Future<Output = ()> + Send + 'static,
     {
-        start(&self.tracker, named(name, work))
+        let aborted = self.supervisor.0.aborted.clone();
+        start(&self.tracker, async move { aborted.run_until_cancelled(named(name, work)).await });
     }
 
     /// Who keeps them.

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     ops::ApiError,
     service::{self, Service, Signals},
+    supervise::Supervisor,
 };
 pub use builder::Builder;
 
@@ -82,6 +83,11 @@ impl Worker {
             _ = self.service.failed() => {}
         }
         self.stop(signals.hurry()).await
+    }
+
+    /// Who keeps its tasks.
+    pub fn supervisor(&self) -> &Supervisor {
+        self.service.supervisor()
     }
 
     async fn start(service: Service, names: &[String]) -> Result<Self, Error> {

@@ -10,7 +10,7 @@ use super::{
     error::{ApiError, Code},
     wire::{Job, WaitRequest},
 };
-use crate::job::model::JobId;
+use crate::job::{Status, model::JobId};
 
 const DEFAULT_WAIT: i64 = 30_000;
 pub(super) const MAX_WAIT: i64 = 300_000;
@@ -55,18 +55,26 @@ impl Ops {
         };
         // Subscribed before the first look, so that an end between the two is not missed.
         let mut events = self.broker.jetstream.subscribe(self.broker.subjects.events_of(id)).await.ok();
+        // Of all that is told of it, its end alone is a reason to look.
+        let ends = [Status::Completed, Status::Failed, Status::Cancelled].map(|status| format!(".{status}.{id}"));
         loop {
             let job = self.job(scope, id).await?;
             if job.status.is_final() || Instant::now() >= deadline {
                 return Ok(job);
             }
             let next_look = deadline.min(Instant::now() + LOOK_AGAIN);
-            match &mut events {
-                Some(events) => {
-                    let _ = tokio::time::timeout_at(next_look, events.next()).await;
+            let over = async {
+                while let Some(subscribed) = &mut events {
+                    match subscribed.next().await {
+                        Some(event) if ends.iter().any(|end| event.subject.ends_with(end.as_str())) => return,
+                        Some(_) => {}
+                        // It tells nothing any more, and would tell that at once, again and again.
+                        None => events = None,
+                    }
                 }
-                None => tokio::time::sleep_until(next_look).await,
-            }
+                std::future::pending().await
+            };
+            let _ = tokio::time::timeout_at(next_look, over).await;
         }
     }
 }

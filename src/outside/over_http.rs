@@ -63,6 +63,7 @@ impl OverHttp {
         // The run's own end comes at the same time, and says it better.
         let timeout = ctx.time_left() + Duration::from_secs(1);
         let request = Request { method: Method::POST, url: &self.url, headers, body: Some(body), timeout };
+        self.presence.asked();
         match self.callers.fetcher.send(request).await {
             Ok(response) => {
                 self.presence.somebody().await;

@@ -61,6 +61,7 @@ impl OverNats {
         let sent = broker.jetstream.publish_with_reply_and_headers(subject, reply, headers, body.into());
         match sent.await.map_err(|e| e.kind()) {
             Ok(()) => {
+                self.presence.asked();
                 self.survive_us(ctx).await;
                 self.answer(ctx, &mut expected).await
             }

@@ -58,16 +58,16 @@ impl Presence {
         }
     }
 
-    /// How many more jobs it is worth beginning: all, one to see whether somebody is back, or none.
+    /// How many more jobs it is worth beginning: all, one to see whether somebody is back, or none. To ask changes nothing:
+    /// it is the request that finds nobody which puts the next look off.
     pub fn room(&self) -> usize {
-        let now = Instant::now();
-        match &mut *self.lock() {
-            None => usize::MAX,
-            Some(away) if away.look <= now => {
-                away.look = now + patience(now - away.since);
-                1
-            }
-            Some(_) => 0,
+        self.lock().as_ref().map_or(usize::MAX, |away| away.room(Instant::now()))
+    }
+
+    /// A request is sent: until it has its answer no other one need find out whether somebody is there.
+    pub fn asked(&self) {
+        if let Some(away) = &mut *self.lock() {
+            away.asked(Instant::now());
         }
     }
 
@@ -85,6 +85,16 @@ impl Presence {
     }
 }
 
+impl Away {
+    fn room(&self, now: Instant) -> usize {
+        usize::from(self.look <= now)
+    }
+
+    fn asked(&mut self, now: Instant) {
+        self.look = now + patience(now - self.since);
+    }
+}
+
 /// A second at first: the longer nobody is there the rarer it is tried.
 fn patience(away: Duration) -> Duration {
     (away / 4).clamp(FIRST, LONGEST)
@@ -93,6 +103,18 @@ fn patience(away: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn to_see_whether_there_is_room_takes_none_of_it() {
+        let since = Instant::now();
+        let mut away = Away { since, look: since + FIRST };
+        assert_eq!(away.room(since), 0);
+        for _ in 0..3 {
+            assert_eq!(away.room(since + FIRST), 1);
+        }
+        away.asked(since + FIRST);
+        assert_eq!((away.room(since + FIRST), away.room(since + FIRST * 2)), (0, 1));
+    }
 
     #[test]
     fn the_longer_nobody_is_there_the_rarer_it_is_tried() {

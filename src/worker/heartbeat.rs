@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::FutureExt;
@@ -30,6 +30,31 @@ const STUCK: u32 = 10 * IN_A_LEASE;
 pub(crate) struct Heartbeat {
     stop: CancellationToken,
     beats: watch::Receiver<u64>,
+    lease: Lease,
+}
+
+/// Whether this worker's lease can still be current, by this process's own clock: not what decides who holds a job, but a
+/// reason to begin none.
+#[derive(Clone)]
+pub(crate) struct Lease {
+    span: Duration,
+    since: Instant,
+    /// When the last heartbeat began that was written, in milliseconds from then on.
+    begun: Arc<AtomicU64>,
+}
+
+impl Lease {
+    fn new(span: Duration) -> Self {
+        Self { span, since: Instant::now(), begun: Arc::default() }
+    }
+
+    pub fn is_current(&self) -> bool {
+        self.now().saturating_sub(self.begun.load(Relaxed)) < self.span.as_millis() as u64
+    }
+
+    fn now(&self) -> u64 {
+        self.since.elapsed().as_millis() as u64
+    }
 }
 
 impl Heartbeat {
@@ -38,6 +63,7 @@ impl Heartbeat {
     pub fn start(deps: &Deps, worker_id: String) -> std::io::Result<Self> {
         let stop = CancellationToken::new();
         let (count, beats) = watch::channel(0);
+        let lease = Lease::new(deps.config.worker.lease);
         let pulse = Arc::new(AtomicU64::new(0));
         let beat = Arc::new(Beat {
             connector: deps.store.connector().clone(),
@@ -45,6 +71,7 @@ impl Heartbeat {
             lease: deps.config.worker.lease,
             pulse: pulse.clone(),
             count,
+            kept: lease.clone(),
         });
         let period = deps.config.worker.lease / IN_A_LEASE;
         deps.supervisor.tasks().keep_until("pulse", &stop, move || pulsate(pulse.clone(), period));
@@ -54,13 +81,17 @@ impl Heartbeat {
             let beats = || stopped.clone().run_until_cancelled_owned(beat.clone().run()).map(drop);
             runtime.block_on(supervisor.supervise("heartbeat", Some(stopped.clone()), beats));
         })?;
-        Ok(Self { stop, beats })
+        Ok(Self { stop, beats, lease })
     }
 
     /// Returns when the lease was written for the first time.
     pub async fn first_beat(&self) {
         // An error means that the thread has ended, which only a stop does.
         let _ = self.beats.clone().wait_for(|count| *count > 0).await;
+    }
+
+    pub fn lease(&self) -> Lease {
+        self.lease.clone()
     }
 
     pub async fn stop(mut self) {
@@ -76,6 +107,7 @@ struct Beat {
     /// Grows for as long as the runtime of the jobs runs tasks.
     pulse: Arc<AtomicU64>,
     count: watch::Sender<u64>,
+    kept: Lease,
 }
 
 impl Beat {
@@ -99,6 +131,7 @@ impl Beat {
             if silent >= STUCK {
                 continue;
             }
+            let begun = self.kept.now();
             let beat = async {
                 if connection.is_none() {
                     connection = Some(self.connector.connect().await?);
@@ -110,6 +143,7 @@ impl Beat {
             };
             match tokio::time::timeout(period.max(Duration::from_millis(500)), beat).await {
                 Ok(Ok(())) => {
+                    self.kept.begun.store(begun, Relaxed);
                     self.count.send_modify(|count| *count += 1);
                     said.clear();
                 }

@@ -29,12 +29,12 @@ use crate::{
     broker::Broker,
     config::Config,
     store::Store,
-    supervise::{Supervisor, Tasks},
+    supervise::{self, Supervisor, Tasks},
     types::Types,
 };
 use eager::Eager;
 use heartbeat::Heartbeat;
-use running::Running;
+use running::{Running, StopCause};
 
 /// What a worker needs of the rest of the service.
 #[derive(Clone)]
@@ -70,6 +70,7 @@ pub(crate) struct Shared {
     /// Taken by the one run that may be what killed workers before.
     pub suspect: tokio::sync::Semaphore,
     pub outcomes: outcomes::Outcomes,
+    pub lease: heartbeat::Lease,
     pub running: Running,
     /// Runs and the batchers that they wait for.
     pub tasks: Tasks,
@@ -121,11 +122,21 @@ impl Worker {
             doubt,
             suspect: tokio::sync::Semaphore::new(1),
             outcomes: outcomes::start("outcomes", &deps.store, &batch_tasks),
+            lease: heartbeat.lease(),
             running: Running::default(),
             tasks: batch_tasks,
             pullers: deps.supervisor.tasks(),
             id,
             deps,
+        });
+        // Runs are no tasks of the supervisor's, so that there is nothing more to do for each of them.
+        let (aborted, all) = (shared.deps.supervisor.aborted().clone(), Arc::downgrade(&shared));
+        supervise::spawn("crash", async move {
+            aborted.cancelled().await;
+            if let Some(shared) = all.upgrade() {
+                shared.deps.supervisor.begin_stop();
+                shared.running.interrupt_all(StopCause::Crash);
+            }
         });
         let (pullers, stop_pulling) = (shared.pullers.clone(), CancellationToken::new());
         macro_rules! keep {
@@ -168,7 +179,7 @@ impl Worker {
     pub async fn end(self, until: Instant) -> Unfinished {
         let Self { shared, stop_pulling, heartbeat } = self;
         stop_pulling.cancel();
-        shared.running.interrupt_all();
+        shared.running.interrupt_all(StopCause::Drain);
         let (pullers, tasks) = (shared.pullers.clone(), shared.tasks.clone());
         let ended = timeout_at(until, async {
             shared.running.wait_empty().await;

@@ -120,12 +120,13 @@ async fn carry_out_won(
     job: Box<Claimed>,
     place: Place,
 ) {
-    let (outcome, _unrecorded) = match slot_for(run, place).await {
+    let (outcome, _unrecorded) = match slot_for(shared, run, place).await {
         Ok(slot) => {
             crash_point("before_handler");
             run.begin();
             let outcome = match run_handler(shared, known, run, &job).await {
                 Over::Settled(outcome) => outcome,
+                Over::Crashed => return,
                 Over::Outside { left } => return Box::pin(leave_outside(shared, known, run, &job, left)).await,
             };
             (outcome, Some(slot.ended()))
@@ -174,10 +175,14 @@ fn end_for_row(work: Work, outcome: &Outcome, said: Option<&End>) -> Option<End>
 
 /// The turn of a claimed job; or what becomes of it when it is stopped before, or its turn does not come: others may have
 /// a slot for it.
-async fn slot_for(run: &Run, place: Place) -> Result<Slot, Outcome> {
+async fn slot_for(shared: &Shared, run: &Run, place: Place) -> Result<Slot, Outcome> {
     tokio::select! {
         biased;
-        slot = place.slot() => Ok(slot),
+        slot = place.slot() => match shared.lease.is_current() {
+            true => Ok(slot),
+            // This process stood still, or the database is away: others may have the job by now.
+            false => Err(Outcome::Interrupted { delay: Duration::ZERO }),
+        },
         _ = run.token.cancelled() => Err(by_cause(Some(CUT_OFF), run.cause()).unwrap_or(CUT_OFF)),
         _ = sleep(TURN) => Err(Outcome::Interrupted { delay: Duration::ZERO }),
     }
@@ -237,6 +242,7 @@ async fn run_handler(shared: &Shared, known: &Known, run: &Run, job: &Claimed) -
         _ = run.token.cancelled() => match run.cause() {
             // Whoever does it need not hear of a deploy.
             Some(StopCause::Drain) if known.handler.work == Work::Nats => end_of(None, deadline),
+            Some(StopCause::Crash) => Over::Crashed,
             _ => end_of(Box::pin(stopped(shared, known, run, &mut task)).await, deadline),
         },
         _ = sleep_until(deadline) => {
@@ -267,7 +273,7 @@ fn by_cause(by_itself: Option<Outcome>, cause: Option<StopCause>) -> Option<Outc
     Some(match (by_itself?, cause) {
         (done @ Outcome::Done(_), _) => done,
         (ended, None) => ended,
-        (_, Some(StopCause::Drain)) => Outcome::Interrupted { delay: Duration::ZERO },
+        (_, Some(StopCause::Drain | StopCause::Crash)) => Outcome::Interrupted { delay: Duration::ZERO },
         (_, Some(StopCause::Cancel)) => Outcome::Cancelled,
     })
 }
@@ -275,6 +281,8 @@ fn by_cause(by_itself: Option<Outcome>, cause: Option<StopCause>) -> Option<Outc
 /// How a run ended for this worker.
 enum Over {
     Settled(Outcome),
+    /// Nobody here may say anything more of it.
+    Crashed,
     /// A program outside goes on with it, for so long at most.
     Outside {
         left: Duration,
@@ -298,6 +306,8 @@ async fn leave_outside(shared: &Shared, known: &Known, run: &Arc<Run>, job: &Cla
             Ok(ours) => break ours,
             // Its holder repeats what it has to say, and this worker's lease ends.
             Err(_) if shared.tasks.is_cut_off() => return,
+            // Its lease is this worker's, which ends.
+            Err(_) if run.cause() == Some(StopCause::Crash) => return,
             Err(e) => {
                 e.tell("could not leave a run outside, trying again");
                 sleep(pause).await;

@@ -31,6 +31,8 @@ use crate::{
 const COLLECT: Duration = Duration::from_millis(250);
 /// Jobs that are looked at together for a cancellation.
 const AT_ONCE: usize = 500;
+/// Messages that are kept alive at the same time.
+const KEPT_AT_ONCE: usize = 1000;
 /// How long the last words of a run are tried to be written.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -39,6 +41,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) enum StopCause {
     Cancel,
     Drain,
+    /// The process goes on without this worker: nothing more is written.
+    Crash,
 }
 
 /// A handle on a job from its coming to its answer, and on the run that it may lead to.
@@ -88,6 +92,7 @@ impl Run {
         let code = match cause {
             StopCause::Cancel => 1,
             StopCause::Drain => 2,
+            StopCause::Crash => 3,
         };
         // The first cause stands.
         let _ = self.cause.compare_exchange(0, code, Ordering::SeqCst, Ordering::SeqCst);
@@ -98,7 +103,8 @@ impl Run {
         match self.cause.load(Ordering::SeqCst) {
             0 => None,
             1 => Some(StopCause::Cancel),
-            _ => Some(StopCause::Drain),
+            2 => Some(StopCause::Drain),
+            _ => Some(StopCause::Crash),
         }
     }
 
@@ -229,8 +235,8 @@ impl Running {
         runs.in_hand.values().map(|run| run.id).chain(runs.forgotten.keys().map(|(id, _)| *id)).collect()
     }
 
-    pub fn interrupt_all(&self) {
-        self.lock().in_hand.values().for_each(|run| run.stop(StopCause::Drain));
+    pub fn interrupt_all(&self, cause: StopCause) {
+        self.lock().in_hand.values().for_each(|run| run.stop(cause));
     }
 
     /// What is left of those that were claimed.
@@ -324,9 +330,9 @@ pub(crate) async fn speak_for_runs(shared: Arc<Shared>, stop: CancellationToken)
     loop {
         tokio::select! {
             _ = alive.tick() => {
-                for run in shared.running.all() {
-                    run.keep_alive(&deps.broker).await;
-                }
+                // Together: each may take a second while the client is stuck.
+                let runs = futures_util::stream::iter(shared.running.all());
+                runs.for_each_concurrent(KEPT_AT_ONCE, async |run| run.keep_alive(&deps.broker).await).await;
             }
             _ = collect.tick() => write_notes(&shared).await,
             _ = async { stop.cancelled().await; shared.running.wait_empty().await } => return,

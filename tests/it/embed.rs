@@ -21,6 +21,7 @@ use queue_service::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{PATIENCE, Place, until};
@@ -210,6 +211,60 @@ async fn a_worker_hands_back_what_it_can_not_end_in_time() {
     let job = client.job(id).await.unwrap();
     assert_eq!((job.status.as_str(), job.attempts), ("pending", 0));
     service.stop(CancellationToken::new()).await.unwrap();
+}
+
+/// Says when it is dropped.
+struct Told(Arc<Notify>);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_dropped_ends_as_by_a_crash_and_its_jobs_are_taken_over() {
+    let place = Place::new().await;
+    let service = doors(&place.config).await;
+    let client = client(&place.config).await;
+    let mut config = place.config.clone();
+    config.http.enabled = true;
+    let (begun, dropped) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let start = async || {
+        let told = (begun.clone(), dropped.clone());
+        let sleeps = async |ctx: RunContext, (begun, dropped): (Arc<Notify>, Arc<Notify>), (): ()| {
+            if ctx.attempt == 1 {
+                let _told = Told(dropped);
+                begun.notify_one();
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, Failure>(())
+        };
+        let builder = Worker::builder().config(config.clone()).state(told).function("sleep", "Sleeps.", sleeps);
+        builder.start().await.unwrap()
+    };
+    let worker = start().await;
+    let id = client.enqueue(&Enqueue::new("sleep", &()).unwrap()).await.unwrap().job_id;
+    begun.notified().await;
+    let tasks = worker.supervisor().clone();
+    assert!(tasks.report().len() > 10);
+    drop(worker);
+    dropped.notified().await;
+    until(async || tasks.report().is_empty().then_some(())).await;
+    let next = start().await;
+    let job = client.wait(id, PATIENCE).await.unwrap().unwrap();
+    assert_eq!((job.status.as_str(), job.attempts), ("completed", 2));
+    next.stop(CancellationToken::new()).await.unwrap();
+    service.stop(CancellationToken::new()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_is_dropped_lets_go_of_its_address() {
+    let place = Place::new().await;
+    let service = doors(&place.config).await;
+    let address = service.http_address().unwrap();
+    drop(service);
+    until(async || tokio::net::TcpStream::connect(address).await.err()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
