@@ -25,6 +25,10 @@ const AT_ONCE: usize = 256;
 const TICK: Duration = Duration::from_millis(500);
 /// When a message comes again that could not be taken in now.
 const LATER: Duration = Duration::from_secs(2);
+/// Longest pause before one comes again that the service could not take in by a fault of its own or of the database's, and how
+/// often it is tried: for some minutes.
+const LONGEST: Duration = Duration::from_secs(60);
+const TRIES: u32 = 10;
 /// Longest message id. Source: docs/protocol.md.
 const ID_MAX: usize = 200;
 /// Kept free below the broker's limit for the headers of a bad message.
@@ -82,8 +86,14 @@ async fn take_in(ops: &Ops, message: &Message, ack: &AckHandle) {
         Ok(()) => return ack.ack(broker).await,
         Err(refused) => refused,
     };
-    if matches!(refused.code, Code::Overloaded | Code::Unavailable | Code::Internal) {
-        return ack.nak(broker, LATER).await;
+    match refused.code {
+        Code::Overloaded | Code::Unavailable => return ack.nak(broker, LATER).await,
+        // Maybe it is this message that the database refuses, so it is not tried for ever.
+        Code::Internal if ack.deliveries() < TRIES => {
+            let pause = LATER * 2u32.saturating_pow(ack.deliveries().saturating_sub(1));
+            return ack.nak(broker, pause.min(LONGEST)).await;
+        }
+        _ => {}
     }
     match set_aside(ops, message, ack, &refused).await {
         true => ack.ack(broker).await,

@@ -25,8 +25,13 @@ pub(super) async fn publish(deps: &Deps, row: &Row) -> Result<Vec<bool>, Error> 
             ids.iter().zip(targets).map(|(id, target)| letter(deps, &jobs, *id, target)).collect();
         let known: Vec<bool> = messages.iter().map(Option::is_some).collect();
         let mut answers = deps.publisher.publish(messages.into_iter().flatten().collect()).await.into_iter();
-        // A job that is past its retention needs no letter any more.
-        acked.extend(known.into_iter().map(|known| !known || answers.next().unwrap_or_default()));
+        // A job that is past its retention needs no letter any more; one that can't be read gets it when it can be.
+        let is_gone = |id: &Uuid| deps.store.harmed().of(*id).is_none();
+        let acked_now = ids.iter().zip(known).map(|(id, known)| match known {
+            true => answers.next().unwrap_or_default(),
+            false => is_gone(id),
+        });
+        acked.extend(acked_now);
     }
     Ok(acked)
 }

@@ -58,7 +58,14 @@ async fn run_once(deps: &Deps) -> Result<(), Error> {
             tracing::warn!("a handler on the bus describes the type '{name}' wrongly: {faults}");
             continue;
         }
-        changed |= deps.store.define_type(&name, &definition.to_string(), true).await?;
+        match deps.store.define_type(&name, &definition.to_string(), true).await {
+            Ok(is_new) => changed |= is_new,
+            Err(e) if e.may_be_about_one() => {
+                tracing::warn!("the type '{name}' of a handler on the bus can't be noted: {}", chain(&e));
+                continue;
+            }
+            Err(e) => return Err(e.into()),
+        }
         tracing::info!("found a handler of the type '{name}'");
     }
     if changed {

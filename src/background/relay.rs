@@ -84,14 +84,25 @@ impl Relay {
         let is_full = rows.len() as i64 == ROWS || jobs as i64 >= JOBS;
         let (dead_letters, wake_ups): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(|row| row.is(Kind::DeadLetter));
         self.publish_wake_ups(wake_ups).await?;
+        // One that can't be read comes again after its hold, and holds up no other.
+        let mut all = Ok(());
         for row in dead_letters {
-            let mut acked = dead_letters::publish(deps, &row).await?;
+            let mut acked = match dead_letters::publish(deps, &row).await {
+                Ok(acked) => acked,
+                Err(Error::Store(e)) if e.may_be_about_one() => {
+                    row.job_ids.iter().for_each(|id| deps.store.harmed().note(*id, &e));
+                    all = all.and(Err(e));
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
             crash_point("after_relay_publish");
             if faults::has(Mutant::DeadLetterUnconfirmed) {
                 acked.fill(true);
             }
             self.settle(&[row], acked.into_iter()).await?;
         }
+        all?;
         Ok(if is_full { Taken::Full } else { Taken::All })
     }
 

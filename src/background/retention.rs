@@ -22,14 +22,19 @@ async fn run_once(deps: &Deps) -> Result<(), Error> {
     if !store.take_turn("retention", PERIOD).await? {
         return Ok(());
     }
+    // A day that can't be dropped, since something of the operator's depends on it, keeps no other one.
+    let mut all = Ok(());
     for (status, keep) in
         [(Status::Completed, keep.completed), (Status::Failed, keep.failed), (Status::Cancelled, keep.cancelled)]
     {
-        for day in store.drop_expired(status, keep).await? {
-            tracing::info!("dropped the {status} jobs of {day}, which are past their retention");
+        match store.drop_expired(status, keep).await {
+            Ok(days) => days.iter().for_each(|day| {
+                tracing::info!("dropped the {status} jobs of {day}, which are past their retention");
+            }),
+            Err(e) => all = all.and(Err(e)),
         }
     }
     let shortest = keep.completed.min(keep.failed).min(keep.cancelled);
     while store.forget_keys(shortest, SLICE).await? == SLICE as usize {}
-    Ok(())
+    Ok(all?)
 }

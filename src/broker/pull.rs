@@ -311,6 +311,11 @@ impl AckHandle {
         Self { subject, stamp: broker.stamp() }
     }
 
+    /// How often the message was delivered, this time as well.
+    pub fn deliveries(&self) -> u32 {
+        self.number(4).unwrap_or(1)
+    }
+
     /// The message's place in its stream. Source of the form: NATS ADR-15, `$JS.ACK…<delivered>.<stream seq>.<consumer
     /// seq>.<time>.<left>`, with or without domain and account before.
     pub fn stream_sequence(&self) -> Option<u64> {

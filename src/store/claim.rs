@@ -242,7 +242,7 @@ impl Store {
         let is_stale = |row: &WhyNot| row.status == "processing" && !row.holder_alive;
         let stale: Vec<Uuid> = why.values().flatten().filter(|row| is_stale(row)).map(|row| row.id).collect();
         if !stale.is_empty() && !faults::has(Mutant::NoTakeOver) {
-            freed.extend(self.release_lost(&stale, WakeUp::NotNeeded).await?);
+            freed.extend(Box::pin(self.release_lost(&stale, WakeUp::NotNeeded)).await?);
             let again: Vec<_> = wanted.iter().filter(|(id, _)| stale.contains(id)).cloned().collect();
             let (more, ended) = self.claim_once(id, &again, worker_id, lease, suspects).await?;
             won.extend(more);
@@ -279,7 +279,7 @@ impl Store {
                 }
             }
         }
-        let ended = self.end_unreadable(unreadable).await;
+        let ended = Box::pin(self.end_unreadable(unreadable)).await;
         Ok((won, ended))
     }
 

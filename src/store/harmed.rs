@@ -91,9 +91,31 @@ impl Store {
     where
         Fut: Future<Output = Result<Vec<T>, Error>>,
     {
-        let (mut todo, mut done, mut found, mut any_passed) = (vec![items], Vec::new(), Vec::new(), false);
-        while let Some(part) = todo.pop() {
-            match work(part).await {
+        self.apart_unless(ALIKE, items, id, refused, work).await
+    }
+
+    /// As [`Store::apart`], for a caller who must know when the statement itself may be what does not fit: so many items
+    /// refused alone, and none taken, are an error.
+    pub(super) async fn apart_unless<'a, I, T, Fut>(
+        &self,
+        alike: usize,
+        items: &'a [I],
+        id: impl Fn(&I) -> JobId,
+        refused: impl Fn(&'a I) -> Option<T>,
+        work: impl Fn(&'a [I]) -> Fut,
+    ) -> Result<Vec<T>, Error>
+    where
+        Fut: Future<Output = Result<Vec<T>, Error>>,
+    {
+        // Boxed: what waits here is deep already, and a statement is large.
+        let mut answers = Box::pin(work(items)).await;
+        if answers.is_ok() {
+            return answers;
+        }
+        let (mut part, mut todo) = (items, Vec::new());
+        let (mut done, mut found, mut any_passed) = (Vec::new(), Vec::new(), false);
+        loop {
+            match answers {
                 Ok(answers) => {
                     any_passed = true;
                     done.extend(answers);
@@ -105,7 +127,7 @@ impl Store {
                         let is_ours = matches!(e, Error::Broken { .. });
                         found.push((id(item), e));
                         // A statement that fits nothing does not fit one job less than another.
-                        if is_ours && !any_passed && (found.len() == items.len() || found.len() >= ALIKE) {
+                        if is_ours && !any_passed && found.len() >= alike {
                             return Err(found.swap_remove(0).1);
                         }
                         done.extend(refused(item));
@@ -116,6 +138,9 @@ impl Store {
                     }
                 },
             }
+            let Some(next) = todo.pop() else { break };
+            part = next;
+            answers = Box::pin(work(part)).await;
         }
         found.iter().for_each(|(id, e)| self.harmed.note(*id, e));
         Ok(done)

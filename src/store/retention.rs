@@ -34,29 +34,32 @@ impl Store {
     /// Drops the days of `status` that are older than `keep`, and takes them off the counts. Returns the days dropped.
     ///
     /// # Errors
-    /// As for every statement; what was dropped before stays dropped.
+    /// As for every statement, once all days were tried; what was dropped stays dropped.
     pub async fn drop_expired(&self, status: Status, keep: Duration) -> Result<Vec<NaiveDate>, Error> {
         let days = i32::try_from(keep.as_secs().div_ceil(24 * 3600)).unwrap_or(i32::MAX / 2);
         let query = sqlx::query_as(EXPIRED).bind(status.as_str()).bind(days);
         let expired: Vec<(String, NaiveDate, bool)> = self.read_all("find expired days", query).await?;
-        let mut dropped = Vec::new();
+        let (mut dropped, mut all) = (Vec::new(), Ok(()));
         for (child, day, half_done) in expired {
-            let parent = format!("finished_{status}");
-            // CONCURRENTLY, so that nobody who reads or finishes jobs waits; a crash in between leaves it pending.
-            let how = if half_done { "FINALIZE" } else { "CONCURRENTLY" };
-            self.admin(format!("ALTER TABLE {parent} DETACH PARTITION \"{child}\" {how}")).await?;
-            let take_off = "WITH a AS (DELETE FROM job_counts WHERE status = $1 AND day = $2 RETURNING 1),
-                            b AS (DELETE FROM job_count_deltas WHERE status = $1 AND day = $2 RETURNING 1)
-                            SELECT (SELECT count(*) FROM a) + (SELECT count(*) FROM b)";
-            self.read_all::<(i64,)>(
-                "take a day off the counts",
-                sqlx::query_as(take_off).bind(status.as_str()).bind(day),
-            )
-            .await?;
-            self.admin(format!("DROP TABLE \"{child}\"")).await?;
-            dropped.push(day);
+            match self.drop_day(status, &child, day, half_done).await {
+                Ok(()) => dropped.push(day),
+                Err(e) => all = all.and(Err(e)),
+            }
         }
-        Ok(dropped)
+        all.map(|()| dropped)
+    }
+
+    async fn drop_day(&self, status: Status, child: &str, day: NaiveDate, half_done: bool) -> Result<(), Error> {
+        let parent = format!("finished_{status}");
+        // CONCURRENTLY, so that nobody who reads or finishes jobs waits; a crash in between leaves it pending.
+        let how = if half_done { "FINALIZE" } else { "CONCURRENTLY" };
+        self.admin(format!("ALTER TABLE {parent} DETACH PARTITION \"{child}\" {how}")).await?;
+        let take_off = "WITH a AS (DELETE FROM job_counts WHERE status = $1 AND day = $2 RETURNING 1),
+                        b AS (DELETE FROM job_count_deltas WHERE status = $1 AND day = $2 RETURNING 1)
+                        SELECT (SELECT count(*) FROM a) + (SELECT count(*) FROM b)";
+        self.read_all::<(i64,)>("take a day off the counts", sqlx::query_as(take_off).bind(status.as_str()).bind(day))
+            .await?;
+        self.admin(format!("DROP TABLE \"{child}\"")).await
     }
 
     /// Removes idempotency keys whose job is past its retention. Returns how many; call again while it is `slice`.

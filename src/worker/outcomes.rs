@@ -73,7 +73,7 @@ async fn record(store: &Store, mut batch: Vec<Settlement>) -> Vec<Result<Recorde
                 return recorded;
             }
             // A statement that does not fit: it may be due to one of them, and else it helps nobody to wait here.
-            Err(e) if !e.is_transient() => match store.finish_each(&batch, retried).await {
+            Err(e) if !e.is_transient() => match Box::pin(store.finish_each(&batch, retried)).await {
                 Ok(recorded) => {
                     let answers = batch.into_iter().zip(recorded);
                     return answers.map(|(settlement, recorded)| recorded.ok_or(Box::new(settlement))).collect();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use queue_service::{
-    job::Update,
+    job::{Status, Update},
     store::{
         claim::{Claim, Lease, Refused},
         notes::Note,
@@ -217,6 +217,27 @@ async fn a_run_outside_whose_deadline_can_not_be_said_is_refused_alone() {
             Claim::Won(_) => assert_ne!(n, 4),
             Claim::Refused(refused) => assert_eq!((n, *refused), (4, Refused::Harmed)),
         }
+    }
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_day_that_can_not_be_dropped_keeps_no_other_one() {
+    let place = Place::new().await;
+    let (store, database) = (place.store().await, place.database().await);
+    let day = async |ago: i32| -> String {
+        let sql = "SELECT 'finished_failed_' || to_char((now() AT TIME ZONE 'UTC')::date - $1, 'YYYYMMDD')
+                   FROM make_finished_partitions((now() AT TIME ZONE 'UTC')::date - $1)";
+        sqlx::query_scalar(sql).bind(ago).fetch_one(&database).await.unwrap()
+    };
+    let (older, newer) = (day(61).await, day(60).await);
+    let depend = format!("CREATE VIEW mine AS SELECT id FROM {older}");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(depend)).execute(&database).await.unwrap();
+    store.drop_expired(Status::Failed, Duration::from_secs(30 * 24 * 3600)).await.unwrap_err();
+    let is_there = "SELECT to_regclass($1) IS NOT NULL";
+    for (name, there) in [(older, true), (newer, false)] {
+        let found: bool = sqlx::query_scalar(is_there).bind(&name).fetch_one(&database).await.unwrap();
+        assert_eq!(found, there, "{name}");
     }
     store.close().await;
 }
