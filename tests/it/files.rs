@@ -147,7 +147,10 @@ fn the_justfile_has_the_everyday_recipes_a_line_each() {
         ["dev", "test", "test-watch", "coverage", "check", "lint", "fmt", "migrate", "bench", "soak", "deploy"]
     {
         let commands = recipes.get(wanted).unwrap_or_else(|| panic!("no recipe '{wanted}'"));
-        assert_eq!(commands.len(), 1, "{wanted}: {commands:?}");
+        // And before it what says how to get what it needs, or makes it.
+        let does =
+            commands.iter().filter(|command| !command.starts_with("@command -v") && !command.starts_with("[ -e"));
+        assert_eq!(does.count(), 1, "{wanted}: {commands:?}");
     }
     let words = recipes.values().flatten().flat_map(|command| command.split_whitespace());
     for script in words.filter(|word| word.starts_with("script/") || word.starts_with(".ci/")) {
