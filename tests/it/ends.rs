@@ -308,10 +308,19 @@ async fn a_reply_counts_only_on_the_subject_of_its_jobs_type() {
     register(&service).await;
     let run = begin(&service).await;
     let id = run["id"].as_str().unwrap();
-    for (job_type, result) in [("probe", "99"), ("nobody", "99"), ("pulled", "7")] {
+    let reply = async |job_type: &str, id: &str, result: &'static str| {
         let subject = service.subject(&format!("reply.gone.{job_type}.{id}.1"));
         service.nats.publish(subject, result.into()).await.unwrap();
+    };
+    for stranger in ["probe", "nobody"] {
+        reply(stranger, id, "99").await;
     }
+    // They were looked at by the time a later one has counted.
+    let other = begin(&service).await;
+    let other = other["id"].as_str().unwrap();
+    reply("pulled", other, "8").await;
+    assert_eq!(service.finished(other).await["result"], 8);
+    reply("pulled", id, "7").await;
     let job = service.finished(id).await;
     assert_eq!((&job["status"], &job["result"]), (&json!("completed"), &json!(7)));
     service.stop().await;
