@@ -40,13 +40,17 @@ pub(super) async fn work(deps: Deps, stop: CancellationToken) {
 async fn begin(deps: &Deps) {
     let (lease, began) = (deps.config.worker.lease, Instant::now());
     loop {
-        let up = began.elapsed();
+        let (up, asked) = (began.elapsed(), Instant::now());
         let pause = match deps.store.extend_outside(Outage::Maybe { up }, lease).await {
             // It may have died a moment ago.
             Ok(Grace::Witnessed) if up < certain_after(lease) => certain_after(lease) - up,
             Ok(grace) => {
                 tell(grace);
-                return deps.store.reach().regain();
+                // Else the database stood still before its answer, and leases may have ended meanwhile: an outage by itself.
+                if asked.elapsed() < SHORT {
+                    deps.store.reach().regain();
+                }
+                return;
             }
             Err(e) => {
                 tracing::debug!("could not extend leases of runs outside, trying again: {}", chain(&e));
@@ -66,6 +70,7 @@ async fn end_of_outage(deps: &Deps) {
         }
         let Some(since) = store.reach().away_since() else { return };
         if broker.is_connected() {
+            let asked = Instant::now();
             let there = async {
                 store.ping().await?;
                 // Now that the database answers, which it may have done late.
@@ -76,7 +81,9 @@ async fn end_of_outage(deps: &Deps) {
                 Ok::<_, store::Error>(())
             };
             match there.await {
-                Ok(()) => return store.reach().regain(),
+                Ok(()) if asked.elapsed() < SHORT => return store.reach().regain(),
+                // It may have stood still once more, after leases were extended.
+                Ok(()) => {}
                 Err(e) => tracing::debug!("leases of runs outside are not ended for now: {}", chain(&e)),
             }
         }

@@ -167,7 +167,8 @@ impl Store {
         let beat = lease / 6;
         let (up, seen, once_in) = match outage {
             Outage::Maybe { up } => (up, false, up + beat),
-            Outage::Seen { lasted } => (Duration::ZERO, true, lasted.min(beat)),
+            // Not by somebody before the outage, which may have begun a moment after it; all notice its end at about one time.
+            Outage::Seen { lasted } => (Duration::ZERO, true, lasted.min(beat) / 2),
         };
         let query = sqlx::query_as(EXTEND)
             .bind(lease.as_millis() as i64)
