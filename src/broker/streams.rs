@@ -300,7 +300,8 @@ impl Broker {
                 ByteSize(size),
                 ByteSize(wanted)
             );
-            let advice = "Give it more room (max_file_store of the server, or the account's limit) and restart this                           service, or lower nats.store";
+            let advice = "Give it more room (max_file_store of the server, or the account's limit) and restart this \
+                          service, or lower nats.store";
             self.findings.note(Part::Limits, name, why, advice.into());
         } else {
             self.findings.clear(Part::Limits, name);

@@ -204,7 +204,8 @@ impl Broker {
             "the broker allows {limit} unanswered messages of a lane, background.max_unanswered is {}",
             self.settings.max_unanswered
         );
-        let advice = "When more jobs than that wait for a retry, further ones are kept in the database until they are due.                       Raise max_ack_pending of the account or the server, or lower the setting";
+        let advice = "When more jobs than that wait for a retry, further ones are kept in the database until they are due. \
+                      Raise max_ack_pending of the account or the server, or lower the setting";
         self.findings.note(Part::Limits, "consumers", why, advice.into());
         Ok(())
     }

@@ -14,40 +14,16 @@ use super::{
 };
 use crate::ops::{ApiError, Code};
 
-/// All codes of the wire contract, with what to do where the answer itself does not say it.
-const CODES: [Code; 20] = [
-    Code::InvalidJson,
-    Code::InvalidRequest,
-    Code::InvalidPayload,
-    Code::UnknownType,
-    Code::Unauthenticated,
-    Code::Forbidden,
-    Code::NotFound,
-    Code::JobNotFound,
-    Code::MethodNotAllowed,
-    Code::WaitTimeout,
-    Code::NotRetryable,
-    Code::AlreadyFinished,
-    Code::IdempotencyConflict,
-    Code::LeaseLost,
-    Code::TypeConflict,
-    Code::TypeInUse,
-    Code::PayloadTooLarge,
-    Code::Overloaded,
-    Code::Unavailable,
-    Code::Internal,
-];
-
 pub async fn page() -> Response {
     static BODY: LazyLock<String> = LazyLock::new(|| draw(&DOCUMENT));
     html::page("API of queue-service", &BODY)
 }
 
 pub async fn problem(Segment(name): Segment) -> Answer {
-    if CODES.into_iter().any(|code| anchor(code) == name) {
+    if Code::ALL.into_iter().any(|code| anchor(code) == name) {
         return Ok(Redirect::to(&format!("/docs#{name}")).into_response());
     }
-    let known = CODES.map(anchor).join(", ");
+    let known = Code::ALL.map(anchor).join(", ");
     Err(ApiError::new(Code::NotFound, format!("there is no such problem; there are {known}")).into())
 }
 
@@ -135,7 +111,7 @@ fn listing(value: &Value) -> String {
 
 fn problems(out: &mut String) {
     out.push_str("<h2>Problems</h2>\n<table><tr><th>code<th>status<th>meaning\n");
-    for code in CODES {
+    for code in Code::ALL {
         let _ = writeln!(
             out,
             "<tr id=\"{}\"><td><code>{}</code><td>{}<td>{}",
@@ -167,7 +143,7 @@ mod tests {
 
     #[test]
     fn every_problem_has_a_place_to_read_about_it() {
-        for code in CODES {
+        for code in Code::ALL {
             assert_eq!(ApiError::new(code, "").problem().r#type, format!("/problems/{}", anchor(code)));
         }
     }

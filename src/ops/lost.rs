@@ -78,20 +78,21 @@ impl Ender<'_> {
 
     /// Returns how many were ended by this.
     async fn end(&self, over: &[Over]) -> Result<usize, Error> {
-        let lost: Vec<JobId> = over.iter().filter(|run| !run.cancelled && !run.too_late).map(|run| run.id).collect();
+        let lost: Vec<JobId> =
+            over.iter().filter(|over| !over.cancelled && !over.too_late).map(|over| over.run.id).collect();
         let freed = free(self.store, self.broker, self.relay, &lost).await?;
         if freed > 0 {
             tracing::warn!("freed {freed} jobs that programs outside have not finished in time");
         }
-        let ended: Vec<&Over> = over.iter().filter(|run| run.cancelled || run.too_late).collect();
+        let ended: Vec<&Over> = over.iter().filter(|over| over.cancelled || over.too_late).collect();
         if ended.is_empty() {
             return Ok(freed);
         }
-        let settlements: Vec<Settlement> = ended.iter().map(|run| self.settle(run)).collect();
+        let settlements: Vec<Settlement> = ended.iter().map(|over| self.settle(over)).collect();
         let news: Vec<News> = settlements.iter().map(|settlement| News::of(&settlement.verdict)).collect();
         let recorded = self.store.finish_each(&settlements, Retried::No).await?;
         let mut n = freed;
-        for ((run, news), recorded) in ended.iter().zip(news).zip(recorded) {
+        for ((Over { run, .. }, news), recorded) in ended.into_iter().zip(news).zip(recorded) {
             // Else somebody was quicker, or it can't be ended.
             if let Some(Recorded::As(status)) = recorded {
                 n += 1;
@@ -104,13 +105,13 @@ impl Ender<'_> {
         Ok(n)
     }
 
-    fn settle(&self, run: &Over) -> Settlement {
-        let (kind, verdict) = if run.cancelled {
+    fn settle(&self, Over { run, timeout_ms, cancelled, .. }: &Over) -> Settlement {
+        let (kind, verdict) = if *cancelled {
             (EndKind::Cancel, Verdict::Cancel)
         } else {
             let types = self.types.now();
             let settings = types.get(&run.r#type).map(|known| &known.settings);
-            let of_job = run.timeout_ms.map(|ms| Duration::from_millis(ms.unsigned_abs()));
+            let of_job = timeout_ms.map(|ms| Duration::from_millis(ms.unsigned_abs()));
             let outcome = Outcome::Failed(too_late(of_job.or(settings.map(|settings| settings.timeout))));
             let policy = settings.map(|settings| settings.retry.clone()).unwrap_or_default();
             (EndKind::Timeout, settle(run.attempt as u16, run.max_attempts as u16, &policy, outcome, rand::random()))

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::{
     Error, Harmed, Store,
     finish::{Recorded, Retried, Settlement, WakeUp},
+    harmed::ALIKE,
     row::{At, Read},
     sweep::Freed,
     types::is_not_paused,
@@ -265,7 +266,7 @@ impl Store {
         sorted.sort();
         sorted.dedup();
         let claim = |some| self.claim_sorted(id, some, worker_id, lease, suspects);
-        let rows = self.apart(&sorted, |wanted| wanted.0, |_| None, claim).await?;
+        let rows = self.apart(ALIKE, &sorted, |wanted| wanted.0, |_| None, claim).await?;
         let (mut won, mut unreadable) = (HashMap::with_capacity(rows.len()), Vec::new());
         for row in rows {
             match row {
@@ -339,7 +340,7 @@ impl Store {
             let rows: Vec<WhyNot> = self.hot_all("why not claimed", sqlx::query_as(WHY_NOT).bind(some)).await?;
             Ok(rows.into_iter().map(|row| (row.id, Some(row))).collect())
         };
-        let rows = self.apart(&open, |id| *id, |id| Some((*id, None)), look).await?;
+        let rows = self.apart(ALIKE, &open, |id| *id, |id| Some((*id, None)), look).await?;
         Ok(rows.into_iter().collect())
     }
 }

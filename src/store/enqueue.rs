@@ -188,7 +188,7 @@ const INSERT: &str = insert!(
            id, substr(hash, 1, 32), type, key, substr(hash, 33), 2
     FROM batch AS b
     WHERE key IS NOT NULL AND NOT coalesce(($18::bool[])[place], false)
-      AND set_config('lock_timeout', '5ms', true) IS NOT NULL
+      AND (SELECT set_config('lock_timeout', '5ms', true)) IS NOT NULL
     ORDER BY b.key, b.type, b.place
     ON CONFLICT DO NOTHING
     RETURNING job_id

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::{
     Error, Store,
     columns::{attempts, kept, last_end},
+    harmed::ALIKE,
 };
 use crate::faults::{self, Mutant};
 use crate::job::{End, Failure, Status, Verdict, model::JobId};
@@ -222,7 +223,7 @@ impl Store {
             let recorded = self.finish(some, retried).await?;
             Ok(recorded.into_iter().map(Some).collect())
         };
-        self.apart(batch, |settlement| settlement.id, |_| Some(None), finish).await
+        self.apart(ALIKE, batch, |settlement| settlement.id, |_| Some(None), finish).await
     }
 
     async fn end(&self, ends: &[Final<'_>]) -> Result<Vec<(Key, Status)>, Error> {

@@ -16,7 +16,7 @@ const KEPT: usize = 1000;
 /// How long one is, after it was last seen. Longer than the pause before a job that can't be claimed comes again.
 const REMEMBERED: Duration = Duration::from_secs(300);
 /// Single items of a batch that a statement must refuse, and none pass, to show that it is not about one of them.
-const ALIKE: usize = 8;
+pub(super) const ALIKE: usize = 8;
 
 /// See the module. Cheap to clone.
 #[derive(Clone, Default)]
@@ -81,22 +81,8 @@ impl Store {
 
     /// Carries `work` out on all of `items` together or, where the database refuses that for good, on halves of them, and so
     /// on: one that is refused alone is noted, and gives what `refused` says. The answers come in the order of the items.
+    /// `alike`: so many refused alone, and none taken, are an error, since then it may be the statement that does not fit.
     pub(super) async fn apart<'a, I, T, Fut>(
-        &self,
-        items: &'a [I],
-        id: impl Fn(&I) -> JobId,
-        refused: impl Fn(&'a I) -> Option<T>,
-        work: impl Fn(&'a [I]) -> Fut,
-    ) -> Result<Vec<T>, Error>
-    where
-        Fut: Future<Output = Result<Vec<T>, Error>>,
-    {
-        self.apart_unless(ALIKE, items, id, refused, work).await
-    }
-
-    /// As [`Store::apart`], for a caller who must know when the statement itself may be what does not fit: so many items
-    /// refused alone, and none taken, are an error.
-    pub(super) async fn apart_unless<'a, I, T, Fut>(
         &self,
         alike: usize,
         items: &'a [I],

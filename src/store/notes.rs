@@ -3,7 +3,7 @@
 
 use uuid::Uuid;
 
-use super::{Error, Store};
+use super::{Error, Store, harmed::ALIKE};
 use crate::job::{Update, model::JobId};
 
 /// What one run has said.
@@ -51,7 +51,7 @@ impl Store {
     /// # Errors
     /// As for every statement.
     pub async fn write_notes(&self, notes: &[Note]) -> Result<Vec<Noted>, Error> {
-        self.apart(notes, |note| note.id, |_| None, |some| self.write_some_notes(some)).await
+        self.apart(ALIKE, notes, |note| note.id, |_| None, |some| self.write_some_notes(some)).await
     }
 
     async fn write_some_notes(&self, notes: &[Note]) -> Result<Vec<Noted>, Error> {

@@ -40,29 +40,21 @@ impl Row {
 /// Takes due rows for `$2` ms: another relay sees them again only after that, and a crash in between loses nothing. At
 /// most `$1` rows, and no further one once they have `$3` jobs. The ids are an array: a subquery would run once per row
 /// of the outbox, and more would be taken than the limit. `$4`: rows of one kind alone.
-macro_rules! take {
-    ($only:literal) => {
-        concat!(
-            "WITH due AS MATERIALIZED (
-                SELECT id, publish_at, cardinality(job_ids) AS n FROM outbox WHERE publish_at <= clock_timestamp()",
-            $only,
-            " ORDER BY publish_at LIMIT $1 FOR UPDATE SKIP LOCKED
-            ), sums AS (
-                SELECT id, sum(n) OVER (ORDER BY publish_at, id) - n AS before FROM due
-            )
-            UPDATE outbox SET publish_at = clock_timestamp() + $2 * interval '1 millisecond'
-            WHERE id = ANY (ARRAY(SELECT id FROM sums WHERE before < $3))
-            RETURNING id, kind, job_ids, targets"
-        )
-    };
-}
-const TAKE: &str = take!("");
-const TAKE_ONLY: &str = take!(" AND kind = $4");
+const TAKE: &str = r#"
+WITH due AS MATERIALIZED (
+    SELECT id, publish_at, cardinality(job_ids) AS n FROM outbox
+    WHERE publish_at <= clock_timestamp() AND ($4::text IS NULL OR kind = $4)
+    ORDER BY publish_at LIMIT $1 FOR UPDATE SKIP LOCKED
+), sums AS (
+    SELECT id, sum(n) OVER (ORDER BY publish_at, id) - n AS before FROM due
+)
+UPDATE outbox SET publish_at = clock_timestamp() + $2 * interval '1 millisecond'
+WHERE id = ANY (ARRAY(SELECT id FROM sums WHERE before < $3))
+RETURNING id, kind, job_ids, targets"#;
 
 /// NULL when there is none, negative when one is overdue.
-const NEXT: &str = "SELECT (extract(epoch FROM min(publish_at) - clock_timestamp()) * 1000000)::int8 FROM outbox";
-const NEXT_ONLY: &str =
-    "SELECT (extract(epoch FROM min(publish_at) - clock_timestamp()) * 1000000)::int8 FROM outbox WHERE kind = $1";
+const NEXT: &str = "SELECT (extract(epoch FROM min(publish_at) - clock_timestamp()) * 1000000)::int8 FROM outbox
+    WHERE $1::text IS NULL OR kind = $1";
 
 impl Store {
     /// Takes due rows for `hold`: at most `rows`, and no further one once they have so many `jobs`. `only`: of this kind.
@@ -76,13 +68,8 @@ impl Store {
         hold: Duration,
         only: Option<Kind>,
     ) -> Result<Vec<Row>, Error> {
-        let take = sqlx::query_as(if only.is_some() { TAKE_ONLY } else { TAKE });
-        let take = take.bind(rows).bind(hold.as_millis() as i64).bind(jobs);
-        let take = match only {
-            Some(kind) => take.bind(kind.as_str()),
-            None => take,
-        };
-        self.hot_all("take outbox rows", take).await
+        let take = sqlx::query_as(TAKE).bind(rows).bind(hold.as_millis() as i64).bind(jobs);
+        self.hot_all("take outbox rows", take.bind(only.map(Kind::as_str))).await
     }
 
     /// Time until the next row is due; `None` when there is none. `only`: of this kind.
@@ -90,10 +77,7 @@ impl Store {
     /// # Errors
     /// As for every statement.
     pub async fn next_outbox(&self, only: Option<Kind>) -> Result<Option<Duration>, Error> {
-        let next = match only {
-            Some(kind) => sqlx::query_as(NEXT_ONLY).bind(kind.as_str()),
-            None => sqlx::query_as(NEXT),
-        };
+        let next = sqlx::query_as(NEXT).bind(only.map(Kind::as_str));
         let rows: Vec<(Option<i64>,)> = self.hot_all("look into the outbox", next).await?;
         Ok(rows.first().and_then(|row| row.0).map(|us| Duration::from_micros(us.max(0) as u64)))
     }

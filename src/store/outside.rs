@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::{
     Error, Store,
+    harmed::ALIKE,
     notes::{self, progress},
 };
 use crate::job::{Update, model::JobId};
@@ -76,7 +77,7 @@ impl Store {
     /// # Errors
     /// As for every statement.
     pub async fn renew(&self, signs: &[Sign]) -> Result<Vec<Renewed>, Error> {
-        self.apart(signs, |sign| sign.id, |_| None, |some| self.renew_some(some)).await
+        self.apart(ALIKE, signs, |sign| sign.id, |_| None, |some| self.renew_some(some)).await
     }
 
     async fn renew_some(&self, signs: &[Sign]) -> Result<Vec<Renewed>, Error> {

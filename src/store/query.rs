@@ -70,7 +70,7 @@ impl Store {
     /// As for every statement.
     pub async fn jobs(&self, ids: &[Uuid]) -> Result<Vec<Model>, Error> {
         let read = async |some: &[Uuid]| self.read_answer("read jobs", sqlx::query_as(BY_ID.as_str()).bind(some)).await;
-        within("read jobs", Box::pin(self.apart_unless(1, ids, |id| *id, |_| None, read))).await
+        within("read jobs", Box::pin(self.apart(1, ids, |id| *id, |_| None, read))).await
     }
 
     /// The newest jobs first. The page ends early when its rows would pass `budget` bytes; at least one row is given. Where

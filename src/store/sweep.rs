@@ -52,12 +52,8 @@ const TOO_LATE: &str = over!("lease_until < now() AND deadline <= now()");
 /// A run outside that is over by the clock.
 #[derive(Clone, Debug, sqlx::FromRow)]
 pub struct Over {
-    pub id: Uuid,
-    pub r#type: String,
-    pub run: i64,
-    pub attempt: i16,
-    pub max_attempts: i16,
-    pub worker_id: String,
+    #[sqlx(flatten)]
+    pub run: LostRun,
     pub timeout_ms: Option<i64>,
     /// Its job is cancelled.
     pub cancelled: bool,

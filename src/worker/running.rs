@@ -10,7 +10,10 @@ use std::{
 };
 
 use futures_util::{FutureExt, StreamExt};
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{MutexGuard, Notify},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -344,8 +347,7 @@ pub(crate) async fn speak_for_runs(shared: Arc<Shared>, stop: CancellationToken)
 async fn write_notes(shared: &Shared) {
     // What is being written for the end of a run is in hand.
     let runs = shared.running.all();
-    let free = runs.iter().filter_map(|run| Some((run, run.writing.try_lock().ok()?))).collect();
-    write(shared, free).await;
+    write(shared, runs.iter().filter_map(|run| Some((run, run.writing.try_lock().ok()?)))).await;
 }
 
 /// Writes what one handler has said, before its outcome is recorded: a checkpoint must not get lost with it. Given up after
@@ -354,14 +356,14 @@ pub(crate) async fn write_notes_of(shared: &Shared, run: &Arc<Run>) {
     let end = Instant::now() + PATIENCE;
     let mut pause = Duration::from_millis(50);
     // Not beside those that were collected a moment ago: the outcome would overtake them, and they came too late.
-    while !write(shared, vec![(run, run.writing.lock().await)]).await && Instant::now() < end {
+    while !write(shared, [(run, run.writing.lock().await)]).await && Instant::now() < end {
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(1));
     }
 }
 
 /// One statement for all, and then the news as events. `false`: nothing was written, and it is worth trying again.
-async fn write(shared: &Shared, runs: Vec<(&Arc<Run>, tokio::sync::MutexGuard<'_, ()>)>) -> bool {
+async fn write<'a>(shared: &Shared, runs: impl IntoIterator<Item = (&'a Arc<Run>, MutexGuard<'a, ()>)>) -> bool {
     let mut notes = Vec::new();
     let mut said = Vec::new();
     let mut writing = Vec::new();

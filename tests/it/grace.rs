@@ -124,6 +124,14 @@ impl Drop for Waiting {
     }
 }
 
+/// The programs go on a moment later than the service, in which it sweeps twice and whoever waits looks twice.
+async fn go_on_later(office: &mut Office, caller: &Caller, waiting: Waiting) {
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    office.go_on(caller);
+    tokio::time::sleep(LEASE).await;
+    drop(waiting);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deploy_spends_no_attempt_of_runs_outside() {
     let mut place = Place::new().await;
@@ -149,11 +157,7 @@ async fn a_deploy_spends_no_attempt_of_runs_outside() {
     let program = Program::serve(&place.config).await;
     let caller = Caller::of(&place, &program).await;
     let waiting = Waiting::begin(&caller);
-    // Two sweeps, and two looks of who waits.
-    tokio::time::sleep(Duration::from_millis(1100)).await;
-    office.go_on(&caller);
-    tokio::time::sleep(LEASE).await;
-    drop(waiting);
+    go_on_later(&mut office, &caller, waiting).await;
     assert_eq!(caller.call("getJob", json!({"jobId": draining})).await["status"], "completed");
     let log = program.log();
     assert!(log.contains("extended the leases of 4 runs outside"), "{log}");
@@ -175,10 +179,7 @@ async fn a_killed_service_spends_no_attempt_of_runs_outside_whether_it_is_back_s
         let program = Program::serve(&place.config).await;
         let caller = Caller::of(&place, &program).await;
         let waiting = Waiting::begin(&caller);
-        tokio::time::sleep(Duration::from_millis(1100)).await;
-        office.go_on(&caller);
-        tokio::time::sleep(LEASE).await;
-        drop(waiting);
+        go_on_later(&mut office, &caller, waiting).await;
         office.end(&caller).await;
         program.stop().await;
     }
@@ -263,11 +264,7 @@ async fn outage_of(away: Away) {
             nats.start().await;
         }
     }
-    // The programs hear of it a moment later than the service.
-    tokio::time::sleep(Duration::from_millis(1100)).await;
-    office.go_on(&caller);
-    tokio::time::sleep(LEASE).await;
-    drop(waiting);
+    go_on_later(&mut office, &caller, waiting).await;
     office.end(&caller).await;
     program.stop().await;
 }
